@@ -1,0 +1,2 @@
+"QLoRA fine-tuning inside Jupyter"
+__version__ = '0.1.0'
