@@ -1,0 +1,144 @@
+"The shapes, counted by transformers itself and against the totals that the hub publishes"
+import json, subprocess, sys
+
+import pytest
+
+from qlora_nb.errors import QLoRAError
+from qlora_nb.models import find, from_config, presets
+
+SHAPES = {a.name: a for a in presets()}
+
+# Totals of the hub's model pages (safetensors metadata), written down apart from the shapes they check
+PUBLISHED = {'Llama-2-7B': 6_738_415_616, 'Llama-2-13B': 13_015_864_320, 'Llama-2-70B': 68_976_648_192, 'CodeLlama-7B': 6_738_546_688,
+    'CodeLlama-13B': 13_016_028_160, 'CodeLlama-34B': 33_743_970_304, 'Llama-3-8B': 8_030_261_248, 'Llama-3-70B': 70_553_706_496,
+    'Llama-3.1-8B': 8_030_261_248, 'Llama-3.1-70B': 70_553_706_496, 'Llama-3.2-1B': 1_235_814_400, 'Llama-3.2-3B': 3_212_749_824,
+    'TinyLlama-1.1B': 1_100_048_384, 'SmolLM2-135M': 134_515_008, 'SmolLM2-360M': 361_821_120, 'SmolLM2-1.7B': 1_711_376_384,
+    'Mistral-7B-v0.1': 7_241_732_096, 'Mistral-7B-v0.3': 7_248_023_552, 'Qwen2.5-0.5B': 494_032_768, 'Qwen2.5-1.5B': 1_543_714_304,
+    'Qwen2.5-3B': 3_085_938_688, 'Qwen2.5-7B': 7_615_616_512, 'Qwen2.5-14B': 14_770_033_664, 'Qwen2.5-32B': 32_763_876_352,
+    'Qwen2.5-72B': 72_706_203_648, 'Qwen3-0.6B': 596_049_920, 'Qwen3-1.7B': 1_720_574_976, 'Qwen3-4B': 4_022_468_096,
+    'Qwen3-8B': 8_190_735_360, 'Qwen3-14B': 14_768_307_200, 'Qwen3-32B': 32_762_123_264}
+
+
+def meta_model(arch):
+    "The real model class without memory"
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    fields = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size', 'vocab_size', 'tie_word_embeddings')
+    kw = {k: getattr(arch, k) for k in fields}
+    if arch.model_type in ('llama', 'qwen3'): kw['attention_bias'] = 'o_proj' in arch.biases
+    if arch.model_type=='llama': kw['mlp_bias'] = 'up_proj' in arch.biases
+    with torch.device('meta'): return AutoModelForCausalLM.from_config(AutoConfig.for_model(arch.model_type, head_dim=arch.head_dim, **kw))
+
+
+def test_every_preset_has_a_published_total():
+    assert set(SHAPES)==set(PUBLISHED)
+    assert {n: a.num_parameters for n,a in SHAPES.items()}==PUBLISHED
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_tensors_are_those_of_transformers(name):
+    a = SHAPES[name]
+    theirs = {}
+    for n,p in meta_model(a).named_parameters():
+        last = n.split('.')[-3:]
+        key = f'{last[-2]}.bias' if last[-1]=='bias' else last[-2]
+        theirs.setdefault((key, tuple(p.shape)), []).append(n)
+    assert {(t.name, t.shape): t.count for t in a.tensors}=={k: len(v) for k,v in theirs.items()}
+
+
+@pytest.mark.parametrize('extra', [dict(attention_bias=True), dict(mlp_bias=True), dict(attention_bias=True, mlp_bias=True), dict(head_dim=48)])
+def test_details_that_presets_do_not_have(extra):
+    base = dict(model_type='llama', hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=192, vocab_size=320)
+    a = from_config({**base, **extra}, 'odd')
+    assert a.num_parameters==sum(p.numel() for p in meta_model(a).parameters())
+
+
+def test_linears_and_groups_add_up():
+    for a in SHAPES.values():
+        assert sum(a.parameters.values())==a.num_parameters
+        assert sum(l.in_features*l.out_features*l.count for l in a.linears)==a.parameters['linears']
+        assert sum(l.out_features*l.count for l in a.linears if l.bias)==a.parameters.get('biases', 0)
+
+
+@pytest.mark.parametrize('name,want', [('demo', 'HuggingFaceTB/SmolLM2-135M-Instruct'), ('llama-2-7b', 'meta-llama/Llama-2-7b-hf'),
+    ('META-LLAMA/LLAMA-2-7B-CHAT-HF', 'meta-llama/Llama-2-7b-chat-hf'), ('Llama-3.3-70B-Instruct', 'meta-llama/Llama-3.3-70B-Instruct')])
+def test_find_by_name(name, want): assert find(name).hub_id==want
+
+
+def test_every_hub_id_is_found_as_itself():
+    for a in presets(): assert find(a.hub_id)==a
+
+
+def test_a_folder_comes_before_a_preset(tmp_path, monkeypatch):
+    d = tmp_path/'meta-llama'/'Llama-2-7b-hf'
+    d.mkdir(parents=True)
+    config = dict(model_type='llama', hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, vocab_size=10)
+    (d/'config.json').write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    a = find('meta-llama/Llama-2-7b-hf')
+    assert a.hidden_size==64 and a.num_key_value_heads==2 and a.name=='Llama-2-7b-hf'
+    (d/'config.json').write_text('{"model_type": ')
+    with pytest.raises(QLoRAError, match='is not JSON'): find('meta-llama/Llama-2-7b-hf')
+    (d/'config.json').unlink()
+    with pytest.raises(QLoRAError, match='no config.json in'): find('./meta-llama/Llama-2-7b-hf')
+
+
+@pytest.mark.parametrize('change,say', [(dict(hidden_size=None), 'has no hidden_size'), (dict(model_type='gpt2'), "is a 'gpt2' model"),
+    (dict(model_type='qwen'), "Did you mean 'qwen[23]'"), (dict(num_hidden_layers='32'), "num_hidden_layers of m is '32'"),
+    (dict(num_attention_heads=3), 'not a multiple'), (dict(vocab_size=0), 'positive whole number'), (dict(model_type=None), 'is a None model')])
+def test_bad_configs_are_one_line(change, say):
+    good = dict(model_type='llama', hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, vocab_size=10)
+    with pytest.raises(QLoRAError, match=say) as e: from_config({**good, **change}, 'm')
+    assert '\n' not in str(e.value)
+
+
+def hub_says(monkeypatch, error):
+    import huggingface_hub
+    def boom(*args, **kw): raise error
+    monkeypatch.setattr(huggingface_hub, 'get_hf_file_metadata', boom)
+    with pytest.raises(QLoRAError) as e: find('meta-llama/Llama-2-7b')
+    assert '\n' not in str(e.value) and "Did you mean 'meta-llama/Llama-2-7b-hf'?" in str(e.value)
+    return str(e.value)
+
+
+def test_the_hub_refuses_in_one_line(monkeypatch):
+    from huggingface_hub import errors
+    from requests import Response
+    def of(cls): return cls('long story', response=Response()) if 'Repo' in cls.__name__ or 'Remote' in cls.__name__ else cls('long story')
+    assert 'is gated' in hub_says(monkeypatch, of(errors.GatedRepoError))
+    assert 'the hub has no model' in hub_says(monkeypatch, of(errors.RepositoryNotFoundError))
+    assert 'has no config.json on the hub' in hub_says(monkeypatch, of(errors.RemoteEntryNotFoundError))
+    assert 'was not reached' in hub_says(monkeypatch, OSError('no route'))
+    with pytest.raises(QLoRAError, match="neither a preset"): find('two words')
+
+
+def test_the_hub_answers(monkeypatch, tmp_path):
+    import huggingface_hub
+    f = tmp_path/'c.json'
+    f.write_text(json.dumps(dict(model_type='llama', hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, vocab_size=10)))
+    monkeypatch.setattr(huggingface_hub, 'get_hf_file_metadata', lambda *a, **k: None)
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda *a, **k: str(f))
+    a = find('someone/else')
+    assert a.hub_id==a.name=='someone/else' and a.vocab_size==10 and a.source.endswith('someone/else/blob/main/config.json')
+    def offline(*args, **kw): raise OSError('no route')
+    monkeypatch.setattr(huggingface_hub, 'get_hf_file_metadata', offline)
+    monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda *a, **k: str(f))
+    assert find('someone/else')==find('someone/else', offline=True)==a
+
+
+def test_offline_does_not_ask(monkeypatch):
+    import huggingface_hub
+    def asked(*args, **kw): raise AssertionError('the hub was asked')
+    monkeypatch.setattr(huggingface_hub, 'get_hf_file_metadata', asked)
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', asked)
+    with pytest.raises(QLoRAError, match='was not reached'): find('someone/unknown', offline=True)
+
+
+def test_presets_need_nothing_heavy():
+    code = "import sys; from qlora_nb.models import find; find('Llama-2-7B'); print([m for m in ('torch', 'transformers', 'huggingface_hub', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
+
+
+def test_shown_in_both_forms():
+    a = find('Llama-2-7B')
+    assert '6,738,415,616' in str(a) and '6,738,415,616' in a._repr_html_() and '4096 × 11008' in str(a)
