@@ -51,8 +51,8 @@ def nearest(
     "The legal word nearest to `word`, or None when nothing is near"
     options = {str(o): str(o).lower().replace('-', '_') for o in options}
     w,plain = str(word)[:80].lower().replace('-', '_'),{v: k for k,v in options.items()}
-    if (near:=within(str(word)[:80], options)): return near
     if not w or not options: return None
+    if (near:=within(str(word)[:80], options)): return near
     if (near:=within(w, plain, max(2, len(w)//3))): return plain[near]
     parts = [o for o in plain if len(w)>=4 and (w in o or (len(o)>=4 and o in w))]
     return plain.get(max(parts, key=lambda o: _likeness(w, o), default=None))

@@ -63,8 +63,8 @@ def generate(
 def _model(run):
     if run is None: raise QLoRAError('nothing has been trained in this notebook yet: run %qlora_train first')
     if run.running: raise QLoRAError(f'{run.name} is still running: wait for it, or stop it with %qlora_stop')
-    if getattr(run, 'trainer', None) is None: raise QLoRAError(f'{run.name} failed before there was a model')
-    return run.trainer.model
+    if run.model is None: raise QLoRAError(f'{run.name} has no model to ask: it {run.status}')
+    return run.model
 
 # %% ../nbs/evaluate.ipynb #a98bd64c
 @dataclass

@@ -160,7 +160,7 @@ def _auto(d):
     if d.kind=='cpu': return ('bfloat16', 'the processor multiplies bfloat16 natively') if d.bf16 else ('float32', 'the processor has neither AVX512-BF16 nor AMX')
     if d.kind=='mps': return 'float32', 'half precision was never tried on Apple GPUs here'
     if d.bf16: return 'bfloat16', f'{d.name} computes in bfloat16 natively'
-    return 'float16', f'{d.name} only emulates bfloat16 (native from capability 8.0)'
+    return 'float16', f'{d.name} only emulates bfloat16, which is native from capability 8.0'
 
 # %% ../nbs/hardware.ipynb #47dad419
 def _warning(d, asked):

@@ -12,7 +12,7 @@ from pathlib import Path
 from .errors import QLoRAError
 
 # %% ../nbs/loading.ipynb #b7671f8d
-NOISE = ['MatMul8bitLt: inputs will be cast', 'Paged optimizers are not supported on CPU', 'Merge lora module to 4-bit linear']
+NOISE = ['MatMul8bitLt: inputs will be cast', 'Paged optimizers are not supported on CPU', 'Merge lora module to 4-bit linear', 'is deprecated and will be removed in v6']
 
 @contextlib.contextmanager
 def quiet():

@@ -48,7 +48,7 @@ class Run(Shown):
         self.lr = self.grad_norm = self.tokens_per_second = self.memory_now = self.memory_peak = self.memory_planned = None
         self.memory_kind,self.where,self.adapter,self.error,self.own_seconds = '',f'{config.model}','',None,0.
         self.how_to_stop = 'To stop: interrupt the kernel (■). The step is finished and a checkpoint saved; a second ■ ends the cell at once.'
-        self.on_change,self.shown = lambda run: None,False
+        self.on_change,self.shown,self.model = lambda run: None,False,None
         self._stop,self._abandon,self._done = threading.Event(),threading.Event(),threading.Event()
 
     @property
@@ -72,7 +72,13 @@ class Run(Shown):
     def event(self, kind, **values):
         "Append one line to events.jsonl"
         line = json.dumps(dict(time=round(time.time(), 3), event=kind, step=self.step, **values))
-        with (self.folder/'events.jsonl').open('a') as f: f.write(line+'\n')
+        try:
+            with (self.folder/'events.jsonl').open('a') as f: f.write(line+'\n')
+        except OSError as e: self.note(f'events.jsonl could not be written: {e.strerror}')
+
+    def note(self, text):
+        "Say something once"
+        if text not in self.notes: self.notes.append(text)
 
     def wait(self):
         "Block until the run ends; the first interrupt stops it gracefully, the second returns at once"
@@ -98,8 +104,8 @@ def _memory(device):
     return psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024, 'process (RSS)'
 
 def _dead_adapters(model): # → names of lora_B tensors without a gradient
-    "Adapters that learn nothing: after the first step every `lora_B` must have a finite, non-zero gradient"
-    def dead(p): return p.grad is None or not bool(p.grad.isfinite().all()) or not bool(p.grad.any())
+    "Adapters that learn nothing: after the first step every `lora_B` must have a non-zero gradient"
+    def dead(p): return p.grad is None or not bool(p.grad.any())
     return [n for n,p in model.named_parameters() if 'lora_B' in n and p.requires_grad and dead(p)]
 
 # %% ../nbs/trainer.ipynb #29e4b984
@@ -110,9 +116,10 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
     class Watch(TrainerCallback):
         saved = time.time()
         def on_train_begin(self, args, state, control, **kw):
-            run.total,run.status,self.saved,self.t0,self.tokens0 = state.max_steps,'training',time.time(),time.time(),0
+            run.total,run.status,self.saved,self.busy = state.max_steps,'training',time.time(),0.
             run.event('train_begin', total=run.total)
 
+        def on_step_begin(self, args, state, control, **kw): self.begun = time.time()
         def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
             if state.global_step: return
             dead = _dead_adapters(model)
@@ -123,6 +130,7 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
 
         def on_step_end(self, args, state, control, **kw):
             run.step = state.global_step
+            self.busy += time.time()-self.begun
             run.memory_now,run.memory_peak,run.memory_kind = _memory(run.device)
             if run._abandon.is_set(): raise _Abandoned
             if run._stop.is_set(): control.should_training_stop = control.should_save = True
@@ -133,8 +141,7 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
             if 'loss' not in logs: return
             run.losses.append((state.global_step, logs['loss']))
             run.lr,run.grad_norm = logs.get('learning_rate', run.lr),logs.get('grad_norm', run.grad_norm)
-            if state.global_step>1: run.tokens_per_second = (logs['num_tokens']-self.tokens0)/(time.time()-self.t0)
-            else: self.tokens0,self.t0 = logs['num_tokens'],time.time()
+            run.tokens_per_second = logs['num_tokens']/self.busy
             run.event('log', **{k: v for k,v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)})
             if not (math.isfinite(logs['loss']) and math.isfinite(run.grad_norm or 0.)): raise _not_a_number(run, logs)
 
@@ -235,7 +242,7 @@ def _work(run, namespace):
             run.on_change(run)
             run.trainer = make_trainer(run, load_base(run.config.model, run.config, run.device, run.precision.compute))
             run.trainer.train()
-            run.model = run.trainer.model.eval()
+            run.model = run.trainer.accelerator.unwrap_model(run.trainer.model, keep_fp32_wrapper=False).eval()
             save_adapter(run)
         run.status = 'stopped' if run._stop.is_set() else 'finished'
     except _Abandoned: run.status = 'stopped'
@@ -254,7 +261,7 @@ def _end(run):
         run.event(run.status, error=None if run.error is None else str(run.error))
         (run.folder/'report.html').write_text('<!doctype html><meta charset="utf-8"><title>'+run.name+'</title>'+page(run_html(run)))
         (run.folder/'report.md').write_text(run_text(run)+'\n')
-    except OSError as e: run.notes.append(f'the report could not be written: {e.strerror}')
+    except OSError as e: run.note(f'the report could not be written: {e.strerror}')
     run.on_change(run)
     run._done.set()
 

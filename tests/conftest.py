@@ -1,0 +1,28 @@
+"What several test files need: the project's own files, its wheel, and a browser"
+import os, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).parent.parent
+
+def files(*paths):
+    "The project's files: what git tracks, and what it would with `git add .`"
+    out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '--', *paths], cwd=root, capture_output=True, text=True, check=True)
+    return [Path(o) for o in out.stdout.splitlines() if (root/o).is_file()]
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    "The wheel a user would install, built from a copy, so that no old `build/` can get into it"
+    src,out = tmp_path_factory.mktemp('src'),tmp_path_factory.mktemp('wheel')
+    for f in files('qlora_nb', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        (src/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root/f, src/f)
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-qq', '--no-deps', '-w', out, src], check=True)
+    return next(out.glob('*.whl'))
+
+@pytest.fixture(scope='session')
+def chromium():
+    "The browser's path; in CI its absence is a failure, elsewhere a skip"
+    if path := shutil.which('chromium') or shutil.which('google-chrome'): return path
+    if os.environ.get('CI'): pytest.fail('no Chromium, which .ci/run should have installed')
+    pytest.skip('no Chromium here (Debian: apt install chromium)')

@@ -1,0 +1,483 @@
+"The schema of the cell: what is read, what is refused and in which words, what a machine changes"
+import json, random, re, subprocess, sys
+from functools import cache
+from types import SimpleNamespace
+import pytest, yaml
+from hypothesis import HealthCheck, given, settings, strategies as st
+from qlora_nb.config import (CHAT_TEMPLATES, FIELDS, FORMER, FORMER_VALUES, GONE, OPTIMIZERS, SCHEDULES, SECTIONS, Config, allowed, choices, complete, docs_table, parse,
+    resolve)
+from qlora_nb.errors import QLoRAError
+from qlora_nb.hardware import Device
+
+BASE = 'model: demo\ndata: {train: demo}\n'
+HOUSE = '''%%qlora_config
+model: meta-llama/Llama-2-7b-hf
+data:
+  train: tickets.jsonl
+lora: {r: 16, lora_alpha: 32}
+training: {per_device_train_batch_size: 1, gradient_accumulation_steps: 16, max_length: 1024}'''
+
+def refused(text, **kw): # the problems of a cell
+    with pytest.raises(QLoRAError) as e: parse(text, **kw)
+    return e.value.errors
+
+def told(text, **kw): return [(p.line, p.key, p.suggestion) for p in refused(text, **kw)]
+def keys(section): return [k.rpartition('.')[2] for k in FIELDS if k.rpartition('.')[0]==section]+([] if section else list(SECTIONS))
+
+# ---- what is read
+
+def test_the_cell_of_the_house():
+    c = parse(HOUSE)
+    assert (c.model, c.data.train, c.lora.r, c.training.max_length)==('meta-llama/Llama-2-7b-hf', 'tickets.jsonl', 16, 1024)
+    assert c.lines=={'model': 2, 'data.train': 4, 'lora.r': 5, 'lora.lora_alpha': 5, 'training.per_device_train_batch_size': 6,
+        'training.gradient_accumulation_steps': 6, 'training.max_length': 6}
+    assert c.notes==[] and c.sources['lora.r']=='cell' and c.sources['lora.lora_dropout']=='default' and c.sources['training.eval_strategy']=='derived'
+    assert isinstance(c, Config) and list(c.flat)==list(FIELDS)==list(c.sources)
+
+def test_defaults():
+    c = parse(BASE)
+    assert (c.quantization.bits, c.quantization.bnb_4bit_quant_type, c.quantization.bnb_4bit_use_double_quant)==(4, 'nf4', True)
+    assert (c.lora.r, c.lora.lora_alpha, c.lora.lora_dropout, c.lora.target_modules, c.lora.init_lora_weights)==(16, 32, 0.05, 'all-linear', True)
+    t = c.training
+    assert (t.learning_rate, t.optim, t.warmup_steps, t.max_steps, t.num_train_epochs, t.save_minutes)==(2e-4, 'paged_adamw_32bit', 0.03, None, 3.0, 2.0)
+    assert (t.packing, t.gradient_checkpointing, t.eval_strategy, t.completion_only_loss)==('auto', 'auto', 'no', True)
+    assert (c.trust_remote_code, c.output.output_dir, c.tracking.report_to, c.hardware.gpu)==(False, 'runs', 'none', 'auto')
+
+@pytest.mark.parametrize('line, key, value', [
+    ('training: {learning_rate: 1e-4}', 'training.learning_rate', 1e-4), ('training: {learning_rate: 1E-4}', 'training.learning_rate', 1e-4),
+    ('training: {learning_rate: 2e-5}', 'training.learning_rate', 2e-5), ('training: {max_length: 2_048}', 'training.max_length', 2048),
+    ('lora: {r: "8"}', 'lora.r', 8), ('training: {warmup_steps: 10}', 'training.warmup_steps', 10), ('training: {warmup_steps: 0.1}', 'training.warmup_steps', 0.1),
+    ('training: {packing: on}', 'training.packing', True), ('training: {packing: No}', 'training.packing', False), ('training: {packing: AUTO}', 'training.packing', 'auto'),
+    ('trust_remote_code: off', 'trust_remote_code', False), ('quantization: {bits: 8}', 'quantization.bits', 8), ('quantization: {bits: none}', 'quantization.bits', 'none'),
+    ('quantization: {bnb_4bit_quant_type: FP4}', 'quantization.bnb_4bit_quant_type', 'fp4'), ('training: {eval_strategy: no}', 'training.eval_strategy', 'no'),
+    ('lora: {target_modules: [q_proj, v_proj]}', 'lora.target_modules', ('q_proj', 'v_proj')), ('lora: {init_lora_weights: gaussian}', 'lora.init_lora_weights', 'gaussian'),
+    ('lora.r: 8', 'lora.r', 8), ('lora.rank: 8', 'lora.r', 8), ('lora:\n  target_modules:\n  - q_proj', 'lora.target_modules', ('q_proj',)), ('lora: {init_lora_weights: yes}', 'lora.init_lora_weights', True),
+    ('revision: 12e4567', 'revision', '12e4567'), ('revision: 2024-01-01', 'revision', '2024-01-01'), ('revision: null', 'revision', None),
+    ('revision: "null"', 'revision', 'null'), ('tracking: {report_to: [wandb, mlflow]}', 'tracking.report_to', ('wandb', 'mlflow')),
+    ('hardware: {price_per_hour: 0.35}', 'hardware.price_per_hour', 0.35), ('output: {output_dir: "~/läufe 1"}', 'output.output_dir', '~/läufe 1')])
+def test_values(line, key, value):
+    got = parse(BASE+line).flat[key]
+    assert got==value and type(got) is type(value)
+
+def test_texts_keep_their_form():
+    c = parse('model: demo\ndata:\n  train: demo\n  prompt: "{question}\\n"\n  system: |\n    You are kind.\n    Always.\n  completion: "{a}: {b}"')
+    assert (c.data.prompt, c.data.system, c.data.completion)==('{question}\n', 'You are kind.\nAlways.\n', '{a}: {b}')
+
+def test_lines_are_counted_as_the_person_sees_them():
+    assert told('%%qlora_config -o c\nmodel: demo\n\n# word\ndata: {train: demo}\nlora: {rr: 1}')==[(6, 'lora.rr', 'r')]
+    assert told('model: demo\r\ndata: {train: demo}\r\nlora: {rr: 1}', first_line=2)==[(4, 'lora.rr', 'r')]
+    assert told(BASE.replace('demo}', '"a\u2028b"}')+'lora: {rr: 1}')==[(3, 'lora.rr', 'r')]
+
+# ---- what is refused
+
+@pytest.mark.parametrize('text, line, key, suggestion', [
+    (BASE+'quantizaton: {bits: 4}', 3, 'quantizaton', 'quantization'), (BASE+'learning_rate: 1e-4', 3, 'learning_rate', 'training.learning_rate'),
+    (BASE+'r: 8', 3, 'r', 'lora.r'), (BASE+'lora: {lora_alhpa: 8}', 3, 'lora.lora_alhpa', 'lora_alpha'), (BASE+'lora: {learning_rate: 8}', 3, 'lora.learning_rate', 'training.learning_rate'),
+    (BASE+'training: {report_to: wandb}', 3, 'training.report_to', 'tracking.report_to'), (BASE+'training: {model: x}', 3, 'training.model', 'model'),
+    (BASE+'lr: 1', 3, 'lr', 'training.learning_rate'), (BASE+'learnin_rate: 1', 3, 'learnin_rate', 'training.learning_rate'), (BASE+'training: {optimzer: x}', 3, 'training.optimzer', 'optim'),
+    (BASE+'packing: true', 3, 'packing', 'training.packing'), (BASE+'training: {gradient_checkpoint: true}', 3, 'training.gradient_checkpoint', 'gradient_checkpointing'),
+    (BASE+'lora: {max_grad_nrm: 1}', 3, 'lora.max_grad_nrm', 'training.max_grad_norm'), (BASE+'quantization: {quant: nf4}', 3, 'quantization.quant', 'bnb_4bit_quant_type'),
+    (BASE+'foo: 1', 3, 'foo', None), (BASE+'lora.rr: 8', 3, 'lora.rr', 'r'), (BASE+'a.b: 8', 3, 'a.b', None), (BASE+'lora: {lora.r: 8}', 3, 'lora.lora.r', 'lora')])
+def test_unknown_keys(text, line, key, suggestion): assert told(text)==[(line, key, suggestion)]
+
+def test_a_missing_key_is_told_once():
+    assert [p.key for p in refused('lora: {r: 8}')]==['model', 'data.train']
+    assert told('modle: demo\ndata: {train: demo}')==[(1, 'modle', 'model')]
+    assert told('model: demo\ndata: {trian: demo}')==[(2, 'data.trian', 'train')]
+    assert [p.key for p in refused('model: demo\ndata: tickets.jsonl')]==['data']
+
+@pytest.mark.parametrize('line, message', [
+    ('training: {learning_rate: abc}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not 'abc'."),
+    ('training: {learning_rate: -1}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not '-1'."),
+    ('training: {learning_rate: 0}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not '0'."),
+    ('training: {learning_rate: .nan}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not '.nan'."),
+    ('training: {learning_rate: nan}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not 'nan'."),
+    ('training: {weight_decay: inf}', "line 3, training.weight_decay: expected a number, at least 0 and at most 1, not 'inf'."),
+    ('lora: {r: 8.5}', "line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not '8.5'."),
+    ('lora: {r: true}', "line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not 'true'."),
+    ('lora: {r: [8]}', 'line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not [8].'),
+    ('lora: {r: {a: b}}', 'line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not a mapping; a text that begins with { needs quotes'),
+    ('lora:\n  r:', 'line 4, lora.r: has no value: expected a whole number, at least 1 and at most 4,096'),
+    ('lora: {r: null}', 'line 3, lora.r: has no value: expected a whole number, at least 1 and at most 4,096'),
+    ('lora: {lora_dropout: 1}', "line 3, lora.lora_dropout: expected a number, at least 0 and below 1, not '1'."),
+    ('lora: {target_modules: q_proj}', "line 3, lora.target_modules: expected all-linear, attention-only or a list of names, not 'q_proj'."),
+    ('lora: {target_modules: all_linear}', "line 3, lora.target_modules: expected all-linear, attention-only or a list of names, not 'all_linear'. Did you mean 'all-linear'?"),
+    ('lora: {target_modules: [[q]]}', 'line 3, lora.target_modules: expected all-linear, attention-only or a list of names, not a list of lists or mappings'),
+    ('lora: {init_lora_weights: eva}', 'line 3, lora.init_lora_weights: eva needs a pass over the data that is not made here: expected true, false, gaussian, olora, pissa or orthogonal'),
+    ('quantization: {bits: 5}', "line 3, quantization.bits: expected 4, 8 or none, not '5'."),
+    ('quantization: {bnb_4bit_quant_type: nf5}', "line 3, quantization.bnb_4bit_quant_type: expected nf4 or fp4, not 'nf5'. Did you mean 'nf4'?"),
+    ('training: {warmup_steps: 1.5}', "line 3, training.warmup_steps: expected a share below 1, or a whole number of steps, not '1.5'."),
+    ('training: {warmup_steps: null}', 'line 3, training.warmup_steps: has no value: expected a share below 1, or a whole number of steps'),
+    ('training: {packing: maybe}', "line 3, training.packing: expected true, false or auto, not 'maybe'."),
+    ('training: {seed: 4294967296}', "line 3, training.seed: expected a whole number, at least 0 and at most 4,294,967,295, not '4294967296'."),
+    ('tracking: {report_to: [wandb, wandv]}', 'line 3, tracking.report_to: expected none, tensorboard, wandb, mlflow, trackio or a list of names, not [wandb, wandv].'),
+    ('lora:', 'line 3, lora: this section is empty: indent its keys under it, or delete the line'),
+    ('lora: 16', 'line 3, lora: a section holds keys: write lora: {r: …}, or one indented key a line without dashes'),
+    ('lora:\n- r: 16', 'line 3, lora: a section holds keys: write lora: {r: …}, or one indented key a line without dashes'),
+    ('lora: {lora: {r: 1}}', 'line 3, lora.lora: lora is a section of its own: it begins at the left margin'),
+    ('model: demo', 'line 3, model: given twice, on lines 1 and 3: keep one'),
+    ('lora: {r: 8}\nlora: {r: 16}', 'line 4, lora: given twice, on lines 3 and 4: keep one'),
+    ('lora:\n  r: 8\n  r: 16', 'line 5, lora.r: given twice, on lines 4 and 5: keep one'),
+    ('lora:\n  r: 8\n  rank: 16', 'line 5, lora.rank: given twice, on lines 4 and 5: keep r'),
+    ('? [a]\n: b', 'line 3: a key is a word, not a list or mapping')])
+def test_messages(line, message): assert [str(p) for p in refused(BASE+line)]==[message]
+
+@pytest.mark.parametrize('text, line, words', [
+    ('', 1, 'the cell is empty'), ('%%qlora_config', 1, 'the cell is empty'), ('# only a word', 1, 'the cell is empty'), ('demo', 1, 'expected keys'), ('- a\n- b', 1, 'expected keys'),
+    ('model: demo\ndata:\n\ttrain: x', 3, 'use spaces'), (BASE+'---\nmodel: x', 3, '--- begins a second one'), (BASE+'revision: &a x\nlora: *a', 3, 'anchors and aliases'),
+    (BASE+'revision: !!python/object/apply:os.system [ls]', 3, 'tags'), ('model: '+'['*3000, 1, 'nested too deeply'), ('{'*3000, 1, 'nested too deeply'),
+    (BASE+'revision: @main', 3, 'needs quotes'), ('model: demo\ndata:\n  train: demo\n  prompt: {a} and {b}', 4, 'needs quotes'), ('model: demo\ndata: {train: demo, prompt: {a} b}', 2, 'needs quotes'),
+    ('model: demo\ndata:\n  train: demo\n  system: You are: kind', 4, 'quote a text'), (BASE+'lora: {r: 8', 3, 'is not closed'), (BASE+"revision: 'x", 3, 'quote is not closed'),
+    ('model: "a\\dc"', 1, 'single quotes'), ('model: "\\UFFFFFFFF"', 1, 'out of range'), ('model: a\x00b', 1, 'invisible'), (BASE+' lora: {r: 8}', 3, 'indented'),
+    (BASE+'lora:\n  r: 8\n lora_alpha: 8', 5, 'indented'), ('#'+'x'*70_000, 1, 'characters')])
+def test_what_is_no_yaml_here(text, line, words):
+    problem, = refused(text)
+    assert problem.line==line and words in str(problem)
+
+def test_all_problems_at_once_in_the_order_of_lines():
+    assert told('data: {train: demo, validaton: x}\nlora: {r: 0, alpa: 3}\ntraining: {optim: adamw_touch}\nbits: 4')==[(1, 'data.validaton', 'validation'), (2, 'lora.alpa', 'lora_alpha'),
+        (2, 'lora.r', None), (3, 'training.optim', 'adamw_torch'), (4, 'bits', 'quantization.bits'), (None, 'model', None)]
+
+# ---- names of yesterday
+
+@pytest.mark.parametrize('line, key, value', [
+    ('lora: {alpha: 8}', 'lora.lora_alpha', 8), ('lora: {rank: 8, dropout: 0.1}', 'lora.lora_dropout', 0.1), ('training: {lr: 1e-3}', 'training.learning_rate', 1e-3),
+    ('training: {optimizer: adamw_torch}', 'training.optim', 'adamw_torch'), ('training: {batch_size: 2}', 'training.per_device_train_batch_size', 2),
+    ('training: {warmup_ratio: 0.1}', 'training.warmup_steps', 0.1), ('training: {max_seq_length: 512}', 'training.max_length', 512), ('training: {epochs: 1}', 'training.num_train_epochs', 1.0),
+    ('training: {grad_accum: 4}', 'training.gradient_accumulation_steps', 4), ('training: {evaluation_strategy: no}', 'training.eval_strategy', 'no'),
+    ('quantization: {load_in_4bit: true}', 'quantization.bits', 4), ('quantization: {load_in_8bit: true}', 'quantization.bits', 8), ('quantization: {load_in_4bit: false}', 'quantization.bits', 'none'),
+    ('quantization: {double_quant: false}', 'quantization.bnb_4bit_use_double_quant', False), ('quantization: {quant_type: fp4}', 'quantization.bnb_4bit_quant_type', 'fp4'),
+    ('quantization: {compute_dtype: bf16}', 'quantization.bnb_4bit_compute_dtype', 'bfloat16')])
+def test_former_names_are_carried_over_with_a_note(line, key, value):
+    c = parse(BASE+line)
+    assert c.flat[key]==value and any(key in n and n.startswith('line 3: ') and n.endswith(' today') for n in c.notes)
+
+def test_notes_name_both_names():
+    assert parse(BASE+'training: {lr: 1e-3}').notes==['line 3: training.lr is called training.learning_rate today']
+    assert parse(BASE+'quantization: {bnb_4bit_compute_dtype: torch.bfloat16}').notes==['line 3: quantization.bnb_4bit_compute_dtype: torch.bfloat16 is written bfloat16 today']
+
+@pytest.mark.parametrize('line, words', [
+    ('training: {logging_dir: x}', 'output.output_dir'), ('training: {overwrite_output_dir: true}', 'folder of its own'), ('training: {no_cuda: true}', 'the machine decides'),
+    ('tokenizer: x', 'comes with the model'), ('training: {dataset_text_field: text}', 'data.prompt'), ('training: {group_by_length: true}', 'training.packing'),
+    ('training: {bf16: true}', 'bnb_4bit_compute_dtype'), ('training: {warmup_ratio: 1.0}', 'a share below 1')])
+def test_what_is_gone_says_what_replaced_it(line, words):
+    problem, = refused(BASE+line)
+    assert words in str(problem) and problem.line==3
+
+def test_the_tables_of_names_agree_with_the_schema():
+    assert set(FORMER)<=set(FIELDS) and set(FORMER_VALUES)<=set(FIELDS)
+    former = [(k.rpartition('.')[0], o) for k,old in FORMER.items() for o in old.split()]
+    assert len(former)==len(set(former)) and not [o for s,o in former if o in keys(s)] and not set(GONE)&{k.rpartition('.')[2] for k in FIELDS}
+    for k,words in FORMER_VALUES.items(): assert not set(words)&set(choices(k)) and set(words.values())<=set(choices(k))
+
+# ---- secrets
+
+SECRET = 'hf_'+'aB3dE6gH9j'*3
+
+@pytest.mark.parametrize('line', ['token: TOKEN', 'training: {use_auth_token: TOKEN}', 'hf_tokn: TOKEN', 'revision: TOKEN', 'lora: {r: TOKEN}', 'lora: {target_modules: [q, TOKEN]}',
+    'TOKEN: 1', 'lora: {TOKEN: 1}', 'lora: TOKEN', 'lora: {r: {TOKEN: 1}}', 'TOKEN', '"TOKEN', 'data: {train: TOKEN}', 'lora: {r: "TOKEN'])
+def test_a_token_is_refused_and_never_repeated(line):
+    with pytest.raises(QLoRAError) as e: parse(BASE+line.replace('TOKEN', SECRET))
+    err = e.value
+    assert SECRET not in str(err) and SECRET not in repr([vars(p) for p in err.errors]) and SECRET not in ''.join(err._render_traceback_()) and err.__cause__ is None
+
+def test_a_token_of_a_default_or_of_a_copy_is_refused():
+    with pytest.raises(QLoRAError, match='access tokens'): parse(BASE, defaults={'tracking.report_to': SECRET})
+    with pytest.raises(QLoRAError, match='access tokens'): parse(BASE).with_(revision=SECRET)
+
+# ---- keys that contradict each other
+
+@pytest.mark.parametrize('line, key', [
+    ('quantization: {bits: 8, bnb_4bit_quant_type: nf4}', 'quantization.bnb_4bit_quant_type'), ('quantization: {bits: none, bnb_4bit_use_double_quant: true}', 'quantization.bnb_4bit_use_double_quant'),
+    ('training: {max_steps: 5, num_train_epochs: 1}', 'training.num_train_epochs'), ('training: {eval_strategy: steps}', 'training.eval_strategy'),
+    ('lora: {init_lora_weights: pissa}', 'lora.init_lora_weights'), ('quantization: {bits: 8}\nlora: {init_lora_weights: orthogonal}', 'lora.init_lora_weights')])
+def test_contradictions(line, key): assert [p.key for p in refused(BASE+line)]==[key]
+
+def test_two_sources_of_validation_rows(): assert [p.key for p in refused('model: demo\ndata: {train: demo, validation: demo, validation_size: 0.1}')]==['data.validation_size']
+def test_pissa_on_an_unquantised_base(): assert 'changes the base weights' in parse(BASE+'quantization: {bits: none}\nlora: {init_lora_weights: pissa}').notes[0]
+
+def test_the_cell_outranks_config_and_says_so():
+    c = parse(BASE+'training: {max_steps: 5}', defaults={'training.num_train_epochs': 1, 'lora.r': 8, 'training.packing': True, 'lora.target_modules': ['q_proj']})
+    assert c.training.max_steps==5 and c.training.num_train_epochs==3 and c.sources['training.num_train_epochs']=='default' and c.training.packing is True
+    assert c.lora.r==8 and c.sources['lora.r']=='%config' and c.lora.target_modules==('q_proj',)
+    assert c.notes==['training.num_train_epochs from %config is set aside: max_steps and num_train_epochs both set the length of the run: keep one']
+    assert parse(BASE+'lora: {r: 4}', defaults={'lora.r': 8}).lora.r==4
+    assert parse(BASE, defaults={'training.eval_strategy': 'steps'}).training.eval_strategy=='no'
+    assert told(BASE, defaults={'lora.rr': 8, 'lora.r': 'x'})==[(None, 'lora.rr', 'r'), (None, 'lora.r', None)]
+
+@pytest.mark.parametrize('line, key', [('trust_remote_code: true', 'trust_remote_code'), ('lora: {use_dora: true}', 'lora.use_dora'), ('training: {eval_steps: 5}', 'training.eval_steps'),
+    ('training: {lr_scheduler_type: constant, warmup_steps: 5}', 'training.warmup_steps'), ('lora: {init_lora_weights: olora}', 'lora.init_lora_weights'),
+    ('lora: {init_lora_weights: false}', 'lora.init_lora_weights')])
+def test_notes(line, key): assert [n.partition(':')[0] for n in parse(BASE+line).notes]==[key]
+
+@pytest.mark.parametrize('data, training, when', [('', '', 'no'), ('validation_size: 0.1', '', 'epoch'), ('validation: demo', 'eval_steps: 5', 'steps'),
+    ('validation: demo', 'eval_strategy: no', 'no'), ('validation_size: 20', 'eval_strategy: auto', 'epoch')])
+def test_when_to_validate(data, training, when):
+    c = parse(f'model: demo\ndata: {{train: demo, {data}}}\n'+(f'training: {{{training}}}' if training else ''))
+    assert c.training.eval_strategy==when
+
+# ---- the value itself
+
+def test_immutable():
+    c = parse(HOUSE)
+    with pytest.raises(Exception, match='frozen'): c.model = 'x'
+    with pytest.raises(Exception, match='frozen'): c.lora.r = 8
+    c.sources['lora.r'] = c.lines['lora.r'] = c.flat['lora.r'] = 'x'
+    assert c.sources['lora.r']=='cell' and c.lines['lora.r']==5 and c.lora.r==16
+
+def test_fingerprint():
+    c = parse(HOUSE)
+    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('output', 'tracking', 'hardware') and not re.match(r'training\.(save|logging)_', k)}
+    import hashlib
+    assert c.fingerprint==hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
+    same = dict(zip(['output.output_dir', 'tracking.report_to', 'hardware.gpu', 'training.save_steps', 'training.save_minutes', 'training.logging_steps'], ['x', 'wandb', 'T4', 7, 1, 3]))
+    for k,v in same.items(): assert c.with_(**{k: v}).fingerprint==c.fingerprint and c.with_(**{k: v})!=c
+    for k,v in {'lora.r': 8, 'training.seed': 1, 'data.train': 'b.jsonl', 'model': 'demo', 'quantization.bits': 8}.items(): assert c.with_(**{k: v}).fingerprint!=c.fingerprint
+
+def test_changed_copies():
+    c = parse(BASE+'training: {num_train_epochs: 1}\nlora: {rank: 8}')
+    d = c.with_(**{'training.max_steps': 5, 'lora.target_modules': ('q_proj',), 'training.packing': False})
+    assert (d.training.max_steps, d.lora.target_modules, d.training.packing, d.lora.r)==(5, ('q_proj',), False, 8) and d.sources['training.max_steps']=='derived'
+    assert c.training.max_steps is None and d.notes==[*c.notes, 'training.num_train_epochs from cell is set aside: max_steps and num_train_epochs both set the length of the run: keep one']
+    assert d.with_(**{'lora.r': None}).lora.r==16
+    assert c.with_(**{'data.validation_size': 0.5}).training.eval_strategy=='epoch'
+    for bad in ({'lora.rr': 1}, {'lora.r': 0}, {'rr': 1}, {'quantization.bits': 8, 'quantization.bnb_4bit_quant_type': 'fp4'}, {'model': None}):
+        with pytest.raises(QLoRAError): c.with_(**bad)
+
+def test_errors_of_other_rooms_have_the_line():
+    e = parse(HOUSE).error('training.max_length', 'no row fits', 'x').errors[0]
+    assert (e.line, e.key, e.value, e.suggestion)==(6, 'training.max_length', 1024, 'x')
+
+def test_shown():
+    c = parse(HOUSE.replace('lora_alpha', 'alpha').replace('tickets', '<b>'))
+    html,text = c._repr_html_(),str(c)
+    assert '<b>' not in html and '&lt;b&gt;.jsonl' in html and html.index('training.max_length')<html.index('<details>')<html.index('training.optim')
+    assert 'class="note"' in html and 'note: line 5: lora.alpha is called lora.lora_alpha today' in text and re.search(r'lora.r +16 +cell +line 5', text)
+    assert c._repr_mimebundle_()['text/plain']==text
+
+# ---- one declaration for help, table, completion
+
+def test_every_field_is_documented_once():
+    rows = docs_table().rows
+    assert [r[0] for r in rows]==list(FIELDS) and all(len(f.description)>15 and f.description[-1]!='.' for f in FIELDS.values())
+    assert all(c.__doc__ for c in SECTIONS.values()) and len({f.description for f in FIELDS.values()})==len(FIELDS)
+    html,text = docs_table()._repr_html_(),' '.join(str(docs_table()).split())
+    for k,f in FIELDS.items(): assert k in html and k in text and ' '.join(f.description.split()) in text and allowed(k) in text
+    assert [r[0] for r in docs_table('output').rows]==['output.output_dir'] and docs_table('data').rows[0][1]=='required'
+
+def test_names_are_those_of_the_libraries():
+    import dataclasses, inspect
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+    from trl import SFTConfig
+    def names(c): return {f.name for f in dataclasses.fields(c)}
+    assert set(keys('lora'))<=names(LoraConfig) and set(keys('training'))-names(SFTConfig)=={'save_minutes'}
+    assert set(keys('quantization'))-set(inspect.signature(BitsAndBytesConfig.__init__).parameters)=={'bits'}
+    assert set(OPTIMIZERS)<={o.value for o in OptimizerNames} and set(SCHEDULES)<={s.value for s in SchedulerType}
+    assert not [o for o,why in GONE.items() if why.startswith('gone from transformers') and o in names(SFTConfig)] and {'output_dir', 'report_to'}<=names(SFTConfig)
+
+@pytest.mark.parametrize('before, words', [
+    ('', ['model', 'revision', 'trust_remote_code', *SECTIONS]), ('tr', ['trust_remote_code', 'training', 'tracking']), ('lora: {r: 8, lo', ['lora_alpha', 'lora_dropout']), ('lora:\n  use_', ['use_rslora', 'use_dora']),
+    ('lora:\n  use_dora: ', ['true', 'false']), ('lora: {use_dora: t', ['true']), ('quantization:\n  bnb_4bit_quant_type: n', ['nf4']), ('quantization: {bits: 8, bnb_4bit_quant_type:', ['nf4', 'fp4']),
+    ('model: ', ['demo']), ('model: demo\ndata: {train: d', ['demo']), ('lora: {target_modules: [q_proj, v_proj], lo', ['lora_alpha', 'lora_dropout']), ('lora: {r: 8}', []), ('lora: {r: 8}\n', ['model', 'revision', 'trust_remote_code', *[s for s in SECTIONS if s!='lora']]),
+    ('lora:\n  r: 8 # lo', []), ('data:\n  prompt: "a: {b}"\n  s', ['system']), ('data: {prompt: "{b}, ', []), ('data: {prompt: "{b}", s', ['system']), ('lora: {\n  r: 8,\n  lora_d', ['lora_dropout']), ('%%ql', []),
+    ('lora:\n  target_modules: a', ['all-linear', 'attention-only']), ('nonsense:\n  a', []), ('lora', ['lora']), ('lora: x', []), ('data:\n  chat_template: ', list(CHAT_TEMPLATES))])
+def test_completion(before, words): assert complete(before)==words
+
+def test_completion_knows_the_rest_of_the_cell():
+    assert complete('model: demo\nlora:\n  lora_', 'model: demo\nlora:\n  lora_\n  lora_alpha: 8\ntraining: {lora_dropout: 1}')==['lora_dropout']
+    assert 'model' not in complete('', '\nmodel: demo')
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(' \n:{}[],"\'#abdelmnorst_%-', max_size=60), st.integers(0, 60))
+def test_completion_never_fails(text, at): assert all(isinstance(w, str) for w in complete(text[:at], text))
+
+# ---- what the surroundings say
+
+LLAMA = SimpleNamespace(name='Llama-2-7B', linear_names=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'], max_position_embeddings=4096)
+
+def test_where_rows_come_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in ('tickets.jsonl', 'both', 'valid.csv'): (tmp_path/n).write_text('{}')
+    (tmp_path/'folder').mkdir()
+    space = dict(rows=[{}], both=[{}], folder=[{}], text='tickets.jsonl', number=4, os=sys, f=len)
+    def kind(name, key='train'): return resolve(parse(f'model: demo\ndata: {{train: demo, {key}: {name}}}' if key!='train' else f'model: demo\ndata: {{train: {name}}}'), space).kinds
+    assert kind('demo')=={'data.train': 'demo'} and kind('tickets.jsonl')==kind('./tickets.jsonl')==kind(str(tmp_path/'tickets.jsonl'))=={'data.train': 'file'}
+    assert kind('rows')==kind('folder')=={'data.train': 'variable'} and kind('timdettmers/openassistant-guanaco')==kind('squad')=={'data.train': 'hub'}
+    assert kind('valid.csv', 'validation')=={'data.train': 'demo', 'data.validation': 'file'}
+    for name,words,meant in [('both', 'both a file and a variable', None), ('tickets.jsnl', 'no such file: tickets.jsnl.', 'tickets.jsonl'), ('./ticket.jsonl', 'no such file', './tickets.jsonl'), ('tickets.json', 'no such file', 'tickets.jsonl'),
+        ('no/such/dir/a.csv', 'no such folder: no/such/dir', None), ('./folder', 'is a folder', None), ('text', 'no rows but a str', None), ('os', 'no rows but a module', None), ('"a b"', 'no file, no variable', None)]:
+        with pytest.raises(QLoRAError) as e: kind(name)
+        p, = e.value.errors
+        assert words in p.message and p.key=='data.train' and p.line==2 and (meant is None or p.suggestion==meant)
+    with pytest.raises(QLoRAError, match='data.validation: no such file'): kind('valid2.csv', 'validation')
+    assert resolve(parse('model: demo\ndata: {train: row}'), space).notes==['data.train: row is neither a file nor a variable, so it is looked for on the hub; there is a variable rows']
+
+def test_a_model_folder_must_exist(tmp_path):
+    (tmp_path/'llama-7b').mkdir()
+    assert resolve(parse(f'model: {tmp_path}/llama-7b\ndata: {{train: demo}}')).model.endswith('llama-7b')
+    with pytest.raises(QLoRAError) as e: resolve(parse(f'model: {tmp_path}/lama-7b\ndata: {{train: demo}}'))
+    assert e.value.errors[0].suggestion==f'{tmp_path}/llama-7b' and e.value.errors[0].line==1
+
+def test_what_the_architecture_says():
+    c = resolve(parse(BASE+'training: {max_length: 8192}\nlora: {target_modules: [q_proj]}'), architecture=LLAMA)
+    assert c.training.max_length==4096 and c.sources['training.max_length']=='derived' and c.notes==['training.max_length: 8,192 is beyond the 4,096 positions of Llama-2-7B: 4,096 is used']
+    assert resolve(parse(BASE), architecture=LLAMA)==parse(BASE) and resolve(parse(BASE), architecture=SimpleNamespace(**{**vars(LLAMA), 'max_position_embeddings': None}))==parse(BASE)
+    with pytest.raises(QLoRAError) as e: resolve(parse(BASE+'lora: {target_modules: [q_proj, gat_proj]}'), architecture=LLAMA)
+    p, = e.value.errors
+    assert str(p)=="line 3, lora.target_modules: Llama-2-7B has no gat_proj; it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj. Did you mean 'gate_proj'?"
+
+CPU,T4,A100 = Device('cpu', 'a processor'),Device('cuda', 'T4', capability=(7, 5)),Device('cuda', 'A100', capability=(8, 0), bf16=True)
+
+def test_what_the_machine_says():
+    cpu,t4 = resolve(parse(BASE), device=CPU),resolve(parse(BASE), device=T4)
+    assert (cpu.training.optim, cpu.training.gradient_checkpointing)==('adamw_torch', False) and cpu.sources['training.optim']=='derived'
+    assert (t4.training.optim, t4.training.gradient_checkpointing, t4.notes)==('paged_adamw_32bit', True, [])
+    assert cpu.notes==['training.optim: paged_adamw_32bit needs a GPU that can page to main memory, so adamw_torch is used here']
+    assert resolve(parse(BASE+'training: {optim: paged_lion_8bit, gradient_checkpointing: true}'), device=CPU).training.optim=='lion_8bit'
+    asked = BASE+'quantization: {bnb_4bit_compute_dtype: bfloat16}'
+    assert [len(resolve(parse(asked), device=d).notes) for d in (T4, A100)]==[1, 0] and resolve(parse(asked), device=T4).quantization.bnb_4bit_compute_dtype=='bfloat16'
+    assert resolve(cpu, device=CPU)==cpu and resolve(cpu, device=CPU).notes==cpu.notes
+
+def test_a_gpu_of_the_catalogue():
+    assert resolve(parse(BASE+'hardware: {gpu: T4}')).hardware.gpu=='T4'
+    with pytest.raises(QLoRAError, match='line 3, hardware.gpu: no GPU'): resolve(parse(BASE+'hardware: {gpu: T44}'))
+
+# ---- imports
+
+def test_import_is_light():
+    heavy = "('torch', 'transformers', 'numpy', 'peft', 'bitsandbytes', 'datasets', 'trl', 'IPython')"
+    subprocess.run([sys.executable, '-c', f'import qlora_nb.config, sys; bad=[m for m in {heavy} if m in sys.modules]; assert not bad, bad'], check=True)
+
+# ---- fuzz: only QLoRAError ever escapes
+
+def survives(text, **kw):
+    "Read it; what is refused is refused in lines of the cell"
+    try: c = parse(text, **kw)
+    except QLoRAError as e:
+        last = text.replace('\r\n', '\n').replace('\r', '\n').count('\n')+1
+        assert e.errors and all(p.message and '\n' not in str(p) and (p.line is None or 1<=p.line<=last) for p in e.errors) and len(str(e).splitlines())==len(e.lines)
+        return None
+    assert parse(c.to_yaml())==c and c._repr_html_() and str(c) and len(c.fingerprint)==64
+    return c
+
+FUZZ = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+ODD = ['1e-4', '.nan', 'nan', '-.inf', '9'*400, '1e999', '-0', '0x10', '012', '1:30', '2024-01-01', 'yes', 'No', '~', 'null', '', '""', "''", '[]', '{}', '[a, [b]]', '{a: b}', '&a x', '*a', '!!int 4', '!x', '|\n    a\n   b',
+    '>-\n    x', '@x', '%x', '`', '? x', '- a', '"\\ud800"', '"\\U00110000"', "'it''s'", 'é漢字🙂', '\u202e', '\x85', '\ufeff', 'a: b', 'a #b', '#', '...', '---', '<<', '=', 'true', '4', '8', '0.5', 'demo', 'auto', 'none']
+SOUP = st.lists(st.sampled_from([*ODD, *FIELDS, *SECTIONS, *GONE, *' \n:{}[],-#"\'', '\n  ', ': ', ',', '\t', '\r\n']), max_size=25).map(''.join)
+KEYS = st.one_of(st.sampled_from(sorted({k.rpartition('.')[2] for k in FIELDS}|set(SECTIONS)|set(GONE)|{o for old in FORMER.values() for o in old.split()})), st.text(max_size=12), st.integers(), st.none(), st.booleans())
+VALUES = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=8), st.sampled_from(ODD)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)), max_leaves=5)
+REAL = [HOUSE, BASE, HOUSE+'\nquantization:\n  load_in_4bit: yes\n  double_quant: off\noutput: {output_dir: "a b"}\nhardware: {gpu: T4, price_per_hour: 0.35}\n',
+    'model: demo\ndata:\n  train: demo\n  validation_size: 0.1\n  prompt: "{a}: {b}"\n  system: |\n    be kind\n    and short\ntraining:\n  eval_steps: 5\n  max_steps: 50\n  packing: on\nlora:\n  target_modules: [q_proj, v_proj]\ntracking: {report_to: [wandb]}\n']
+
+@settings(max_examples=600, **FUZZ)
+@given(st.one_of(st.text(max_size=200), SOUP))
+def test_fuzz_text(text): survives(text)
+
+@settings(max_examples=600, **FUZZ)
+@given(st.dictionaries(KEYS, VALUES, max_size=4), st.booleans())
+def test_fuzz_structures(tree, flow): survives(yaml.safe_dump(tree, default_flow_style=flow, allow_unicode=True, sort_keys=False))
+
+@settings(max_examples=600, **FUZZ)
+@given(st.sampled_from(sorted(FIELDS)), st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers().map(str), st.floats().map(str)))
+def test_fuzz_values(key, value):
+    section,_,name = key.rpartition('.')
+    survives((f'{section}:\n  {name}: {value}\n' if section else f'{name}: {value}\n')+'\n'.join(l for l in BASE.splitlines() if not l.startswith((section or name)+':')))
+
+@settings(max_examples=700, **FUZZ)
+@given(st.sampled_from(REAL), st.lists(st.tuples(st.sampled_from(['cut', 'put', 'swap', 'double']), st.integers(0, 400), st.one_of(st.sampled_from(ODD), st.sampled_from(' \n\t:{}[],#-"\'&*!|>%@`0aä'))), min_size=1, max_size=5))
+def test_fuzz_mutated_configs(text, edits):
+    for how,at,new in edits:
+        at %= len(text)+1
+        lines = text.split('\n')
+        if how=='cut': text = text[:at]+text[at+1+len(new):]
+        elif how=='put': text = text[:at]+new+text[at:]
+        elif how=='swap': text = text[:at]+text[at+1:at+2]+text[at:at+1]+text[at+2:]
+        else: text = '\n'.join(lines[:at%len(lines)+1]+lines[at%len(lines):])
+    survives(text)
+
+@settings(max_examples=200, **FUZZ)
+@given(st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), st.text(max_size=10)), st.one_of(VALUES, st.lists(st.integers()), st.just(object())), max_size=4))
+def test_fuzz_defaults(defaults): survives(BASE, defaults=defaults)
+
+# ---- fuzz: the nearest key is named
+
+@cache
+def distance(a, b): # plain Levenshtein, by recursion
+    if not a or not b: return len(a)+len(b)
+    return distance(a[1:], b[1:]) if a[0]==b[0] else 1+min(distance(a[1:], b), distance(a, b[1:]), distance(a[1:], b[1:]))
+
+@cache
+def with_swaps(a, b): # the same, a swap of neighbours counting one
+    if not a or not b: return len(a)+len(b)
+    best = min(with_swaps(a[1:], b)+1, with_swaps(a, b[1:])+1, with_swaps(a[1:], b[1:])+(a[0]!=b[0]))
+    return min(best, 1+with_swaps(a[2:], b[2:])) if len(a)>1 and len(b)>1 and a[0]==b[1] and a[1]==b[0] else best
+
+def single_nearest(word, options, measure):
+    near = sorted((measure(word, o), o) for o in options if abs(len(o)-len(word))<=2)
+    return near[0][1] if near and near[0][0]<=2 and (len(near)==1 or near[1][0]>near[0][0]) else None
+
+def known(word, section): # real keys and former keys, which are answered otherwise
+    return word in {k.rpartition('.')[2] for k in FIELDS}|set(SECTIONS) or word in {o for k,old in FORMER.items() if k.rpartition('.')[0]==section for o in old.split()}
+
+def check_suggestion(word, section):
+    wants = {w for w in (single_nearest(word, keys(section), m) for m in (distance, with_swaps)) if w}
+    if len(word)<4 or known(word, section) or not wants: return False
+    assert len(wants)==1
+    line = f'{word}: 1\n' if not section else f'{section}: {{{word}: 1}}\n'
+    found = [p for p in refused(BASE.replace('{train: demo}', f'{{train: demo, {word}: 1}}') if section=='data' else BASE+line) if p.key==f'{section}.{word}'.strip('.')]
+    assert [p.suggestion for p in found]==[*wants]
+    return True
+
+MUTANT = st.tuples(st.sampled_from([(s, k) for s in ('', *SECTIONS) for k in keys(s)]), st.randoms(use_true_random=False), st.integers(1, 3))
+
+@settings(max_examples=700, **FUZZ)
+@given(MUTANT)
+def test_fuzz_suggestions(mutant):
+    (section,word),rnd,slips = mutant
+    for _ in range(slips):
+        at,letter = rnd.randrange(len(word)+1),rnd.choice('abcdefghijklmnopqrstuvwxyz_0123456789ABC')
+        word = rnd.choice([word[:at]+word[at+1:], word[:at]+letter+word[at:], word[:at]+letter+word[at+1:], word[:at]+word[at+1:at+2]+word[at:at+1]+word[at+2:]])
+    if re.fullmatch('[A-Za-z_][A-Za-z_0-9]*', word): check_suggestion(word, section)
+
+def test_every_dropped_and_every_swapped_letter():
+    words = {(s, w) for s in ('', *SECTIONS) for k in keys(s) for i in range(len(k)) for w in (k[:i]+k[i+1:], k[:i]+k[i+1:i+2]+k[i:i+1]+k[i+2:]) if re.fullmatch('[a-z_][a-z_0-9]*', w)}
+    assert sum(check_suggestion(w, s) for s,w in random.Random(0).sample(sorted(words), 400))>300
+
+def test_an_exact_key_of_another_section_hides_no_misspelling_but_one():
+    near = {(k, s) for s in ('', *SECTIONS) for t in ('', *SECTIONS) if s!=t for k in keys(t) if k not in keys(s) and len(k)>3 and any(with_swaps(k, o)<=2 for o in keys(s))}
+    assert near=={('packing', ''), ('tracking', 'training')}
+
+# ---- round trip
+
+def valid(key):
+    if key in ('model', 'data.train', 'data.validation', 'revision', 'data.prompt', 'data.completion', 'data.system', 'output.output_dir', 'hardware.gpu'):
+        return st.text(st.characters(blacklist_categories=['Cs', 'Cc']), min_size=1, max_size=12).filter(lambda s: s.strip() and 'hf_' not in s)
+    if key=='lora.target_modules': return st.one_of(st.sampled_from(['all-linear', 'attention-only']), st.lists(st.sampled_from(['q_proj', 'true', '4', 'null']), min_size=1, max_size=3))
+    if key=='tracking.report_to': return st.one_of(st.sampled_from(choices(key)), st.lists(st.sampled_from(choices(key)[1:]), min_size=1, max_size=2))
+    if choices(key): return st.sampled_from([{'true': True, 'false': False}.get(c, c) for c in choices(key)])
+    low,high = [next((float(n.replace(',', '')) for w,n in re.findall(r'(at least|above|at most|below) ([\d,.]+)', allowed(key)) if w in ws), d) for ws,d in ((('at least', 'above'), 0), (('at most', 'below'), 1))]
+    if allowed(key).startswith('a whole'): return st.integers(int(low), int(high))
+    if 'share' in allowed(key): return st.one_of(st.integers(1, 10**6), st.floats(0, 1, exclude_min=True, exclude_max=True))
+    return st.floats(low, high, exclude_min=True, exclude_max=True)
+
+CONFIGS = st.sets(st.sampled_from(sorted(FIELDS)), max_size=10).flatmap(lambda some: st.fixed_dictionaries({k: valid(k) for k,f in FIELDS.items() if f.is_required() or k in some}))
+
+@settings(max_examples=300, **FUZZ)
+@given(CONFIGS)
+def test_round_trip(flat):
+    for a,b in (('training.max_steps', 'training.num_train_epochs'), ('data.validation', 'data.validation_size')):
+        if a in flat: flat.pop(b, None)
+    if flat.get('quantization.bits', '4')!='4': flat = {k: v for k,v in flat.items() if not k.startswith('quantization.bnb_4bit_') or k.endswith('dtype')}
+    if flat.get('quantization.bits')!='none': flat.pop('lora.init_lora_weights', None)
+    if not {'data.validation', 'data.validation_size'}&set(flat): flat.pop('training.eval_strategy', None)
+    tree = {}
+    for k,v in flat.items(): (tree.setdefault(k.rpartition('.')[0], {}) if '.' in k else tree)[k.rpartition('.')[2]] = v
+    c = parse(yaml.safe_dump(tree, allow_unicode=True))
+    for k,v in flat.items():
+        if (k,v)!=('training.eval_strategy', 'auto'): assert c.flat[k]==(tuple(v) if isinstance(v, list) else v.strip() if k in ('model', 'revision') else c.flat[k] if isinstance(v, str) else v)
+    again = parse(c.to_yaml())
+    assert again==c and again.fingerprint==c.fingerprint and again.to_yaml()==c.to_yaml()

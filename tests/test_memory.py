@@ -1,0 +1,279 @@
+"Every term against what PEFT, bitsandbytes and PyTorch really allocate"
+import math, re, subprocess, sys, warnings
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from test_models import meta_model
+
+from qlora_nb.config import OPTIMIZERS
+from qlora_nb.errors import QLoRAError
+from qlora_nb.memory import BYTES, ON_TOP, OPTIMIZER_STATE, adapter_shapes, budget, count, optimizer_terms, rules_of_thumb, target_linears
+from qlora_nb.memory import _weights4, _weights8
+from qlora_nb.models import Architecture, Linear, find, presets
+
+LLAMA2 = find('Llama-2-7B')
+UNIQUE = list({a.name: a for a in presets()}.values())
+
+
+def arch(hidden=128, layers=2, heads=4, kv=2, dim=32, ff=192, vocab=320, **kw):
+    return Architecture('tiny', 'llama', hidden, layers, heads, kv, dim, ff, vocab, **kw)
+
+
+# ---- quantised weights
+
+def tensors_of(layer):
+    "Every tensor that a quantised layer holds"
+    q = layer.weight.quant_state
+    nested = [q.offset, q.state2.absmax, q.state2.code] if q.nested else []
+    return [layer.weight.data, q.absmax, q.code, *nested]
+
+
+def linear4bit(i, o, quant_type, double_quant):
+    import bitsandbytes as bnb
+    return bnb.nn.Linear4bit(i, o, bias=False, compress_statistics=double_quant, quant_type=quant_type).to('cpu')
+
+
+SIZES = [(64, 64), (128, 64), (64, 128), (576, 192), (320, 192), (1536, 576), (64, 3), (192, 5), (64, 1)]
+@pytest.mark.parametrize('quant_type', ['nf4', 'fp4'])
+@pytest.mark.parametrize('double_quant', [False, True])
+@pytest.mark.parametrize('i,o', SIZES)
+def test_bytes_of_a_real_4bit_layer(i, o, quant_type, double_quant):
+    ts = tensors_of(linear4bit(i, o, quant_type, double_quant))
+    assert all(t.nbytes==t.untyped_storage().nbytes() for t in ts)
+    want = _weights4([Linear('x', i, o, 1)], 64, double_quant)
+    assert sum(t.nbytes for t in ts)==sum(t.bytes for t in want)
+    assert want[0].bytes==ts[0].nbytes and want[1].bytes==ts[1].nbytes+(ts[4].nbytes if double_quant else 0)
+
+
+@pytest.mark.parametrize('double_quant', [False, True])
+def test_layers_share_nothing(double_quant):
+    layers = [linear4bit(64, 64, 'nf4', double_quant) for _ in range(5)]
+    stores = [t.untyped_storage().data_ptr() for m in layers for t in tensors_of(m)]
+    assert len(set(stores))==len(stores)==5*(6 if double_quant else 3)
+
+
+@pytest.mark.parametrize('i,o', SIZES)
+def test_bytes_of_a_real_8bit_layer(i, o):
+    import bitsandbytes as bnb
+    w = bnb.nn.Linear8bitLt(i, o, bias=False, has_fp16_weights=False).to('cpu').weight
+    assert w.CB.data_ptr()==w.data_ptr()
+    assert w.nbytes+w.SCB.nbytes==sum(t.bytes for t in _weights8([Linear('x', i, o, 1)]))
+
+
+@pytest.mark.parametrize('bits,double_quant', [(4, True), (4, False), (8, True)])
+def test_a_whole_quantised_model(tmp_path, bits, double_quant):
+    "Saved, loaded by transformers as the trainer loads it, and weighed"
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
+    a = arch(heads=4, kv=2, dim=32, biases=('q_proj', 'k_proj', 'v_proj'))
+    Qwen2ForCausalLM(Qwen2Config(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=192, vocab_size=320,
+        tie_word_embeddings=False)).to(torch.bfloat16).save_pretrained(tmp_path)
+    four = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=double_quant)
+    q = BitsAndBytesConfig(**(four if bits==4 else dict(load_in_8bit=True)))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=q, device_map='cpu')
+    held = {}
+    for m in model.modules():
+        w = getattr(m, 'weight', None)
+        extra = tensors_of(m)[1:] if hasattr(w, 'quant_state') else [w.SCB] if hasattr(w, 'SCB') else []
+        for t in [*m.parameters(recurse=False), *extra]: held[t.untyped_storage().data_ptr()] = t.nbytes
+    b = budget(a, bits=bits, double_quant=double_quant)
+    assert b.group('weights', 'constants', 'rest')==sum(held.values())
+
+
+def test_double_quantisation_saves_what_the_paper_says():
+    one,two = (_weights4([Linear('x', 64*256, 4, 7)], 64, d)[1].bytes for d in (False, True))
+    assert (one-two)*8/(64*256*4*7)==0.373046875
+
+
+# ---- adapters
+
+@pytest.mark.parametrize('name,r,targets,dora', [('Llama-2-7B', 8, 'all-linear', False), ('Llama-2-7B', 16, 'all-linear', False), ('Llama-2-7B', 64, 'all-linear', False),
+    ('Llama-2-7B', 8, ['q_proj', 'v_proj'], False), ('Llama-2-70B', 16, 'all-linear', False), ('Qwen2.5-7B', 16, ['q_proj', 'k_proj', 'down_proj'], False),
+    ('Llama-3.2-1B', 5, 'all-linear', True), ('Qwen3-0.6B', 16, 'all-linear', False), ('Mistral-7B-v0.1', 1, ['gate_proj'], True), ('demo', 16, 'all-linear', True)])
+def test_adapters_are_those_of_peft(name, r, targets, dora):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    a = find(name)
+    model = meta_model(a)
+    with torch.device('meta'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model = get_peft_model(model, LoraConfig(r=r, target_modules=targets, use_dora=dora, task_type='CAUSAL_LM', init_lora_weights=True), low_cpu_mem_usage=True)
+    trained,everything = model.get_nb_trainable_parameters()
+    b = budget(a, r=r, target_modules=targets, use_dora=dora)
+    assert (b.trainable, b.parameters)==(trained, everything)
+    theirs = {}
+    for n,p in model.named_parameters():
+        if p.requires_grad: theirs[tuple(p.shape)] = theirs.get(tuple(p.shape), 0)+1
+    ours = {}
+    for s,c in adapter_shapes(target_linears(a, targets), r, dora): ours[s] = ours.get(s, 0)+c
+    assert ours==theirs
+
+
+def test_known_adapter_counts():
+    assert [budget(LLAMA2, r=r).trainable for r in (8, 16, 64)]==[19_988_480, 39_976_960, 159_907_840]
+    assert budget(LLAMA2, r=8, target_modules=['q_proj', 'v_proj']).trainable==4_194_304
+    assert budget(LLAMA2, target_modules='attention-only')==budget(LLAMA2, target_modules=['o_proj', 'q_proj', 'k_proj', 'v_proj'])
+
+
+def test_a_wrong_target_gets_its_neighbour():
+    with pytest.raises(QLoRAError, match="Did you mean 'gate_proj'") as e: budget(LLAMA2, target_modules=['q_proj', 'gate_porj'])
+    assert '\n' not in str(e.value) and e.value.errors[0].key=='lora.target_modules'
+    with pytest.raises(QLoRAError, match='no linear layer'): budget(LLAMA2, target_modules=['lm_head'])
+
+
+# ---- optimizers
+
+SHAPES = [((16, 64), 2), ((64, 100), 1), ((300,), 2), ((4096,), 1), ((100, 401), 1), ((5000,), 1), ((16, 6250), 1)]
+
+
+def state_bytes(optim, dtype, shapes):
+    "The memory of a real optimizer after two steps; a storage counts once"
+    import torch
+    from transformers import Trainer, TrainingArguments
+    cls,kw = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments('unused', optim=optim, use_cpu=True, bf16=False))
+    params = [torch.nn.Parameter(torch.randn(s).to(getattr(torch, dtype))) for s,c in shapes for _ in range(c)]
+    opt = cls(params, **kw)
+    for _ in range(2):
+        for p in params: p.grad = torch.randn_like(p)
+        opt.step()
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for p in params for t in opt.state[p].values() if torch.is_tensor(t)}
+    return sum(held.values())
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('optim', OPTIMIZER_STATE)
+def test_state_of_real_optimizers(optim, dtype):
+    shapes = SHAPES[:-1] if optim.startswith('paged_ademamix') else SHAPES
+    real = state_bytes(optim, dtype, shapes)
+    assert sum(t.bytes for t in optimizer_terms(shapes, optim, dtype, paging=False))==real
+    assert sum(t.bytes for t in optimizer_terms(shapes, optim, dtype, paging=True))==real
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_paged_ademamix_does_not_run_on_a_cpu():
+    "bitsandbytes 0.50.2 forgets the fallback for its double buffer; when this fails, drop the exception above"
+    with pytest.raises(RuntimeError, match='CPU-only'): state_bytes('paged_ademamix_32bit', 'float32', SHAPES[-1:])
+
+
+def test_every_optimizer_of_the_config_is_priced(): assert set(OPTIMIZER_STATE)==set(OPTIMIZERS)
+
+
+def test_what_is_paged():
+    import inspect
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+    assert 'p.numel() < 1e5' in inspect.getsource(Optimizer8bit.get_state_buffer)
+    stay,paged = optimizer_terms([((10, 9999), 3), ((10, 10_000), 2)], 'paged_adamw_32bit')
+    assert (stay.bytes, stay.pageable, paged.bytes, paged.pageable)==(8*3*99_990, False, 8*2*100_000, True)
+    eight = optimizer_terms([((10, 10_000), 2)], 'paged_adamw_8bit')
+    assert [t.bytes for t in eight]==[2*4*2*math.ceil(100_000/256)+2048, 2*2*100_000]
+    assert not any(t.pageable for o in OPTIMIZER_STATE for t in optimizer_terms([((10, 10_000), 2)], o, paging=False))
+
+
+def test_notes_about_paging():
+    assert 'no adapter matrix' in budget(find('demo')).notes[1] and 'nothing on a CPU' in budget(LLAMA2, paging=False).notes[1]
+    assert 'driver can move' in budget(LLAMA2).notes[1] and budget(LLAMA2, optim='adamw_torch').notes==(ON_TOP,)
+    with pytest.raises(QLoRAError, match="Did you mean 'adamw_8bit'"): budget(LLAMA2, optim='adam_8bit')
+
+
+def test_gradients_have_the_type_of_the_adapters():
+    import torch
+    for dtype in BYTES:
+        w = torch.nn.Linear(8, 4, bias=False, dtype=getattr(torch, dtype))
+        w(torch.ones(1, 8, dtype=w.weight.dtype)).sum().backward()
+        assert w.weight.grad.nbytes==BYTES[dtype]*32
+    b = budget(LLAMA2, adapter_dtype='bfloat16')
+    assert b.group('gradients')==b.group('adapters')==2*39_976_960
+
+
+# ---- whole budgets
+
+MIB = 2**20
+# What an allocator on a T4 held after loading, in MiB: packed, scales and tables, the float32 rest with adapters of rank 32 on attention, the float16 base
+# without quantisation, gradients, AdamW. From fitcheck-llm 0.3.1, data/measurements/t4-sweep-2026-09-15.json.
+T4_ROWS = {'Qwen2.5-1.5B': (624.75, 78.105712890625, 924.052734375, 2944.4013671875, 33.25, 66.5),
+    'SmolLM2-1.7B': (768.0, 96.01025390625, 432.3828125, 3264.19140625, 48.0, 96.0), 'SmolLM2-135M': (50.625, 6.3409423828125, 122.196533203125, 256.5670166015625, 14.0625, 28.125),
+    'SmolLM2-360M': (150.0, 18.763671875, 205.238037109375, 690.1190185546875, 25.0, 50.0),
+    'TinyLlama-1.1B': (462.0, 57.7593994140625, 534.7265625, 2098.17578125, 34.375, 68.75)}
+
+
+@pytest.mark.parametrize('name', T4_ROWS)
+def test_against_a_gpu(name):
+    "To the byte, except the optimizer's step counters, which PyTorch keeps on the host"
+    packed,scales,rest,base,grads,adam = (round(x*MIB) for x in T4_ROWS[name])
+    kw = dict(r=32, target_modules='attention-only', optim='adamw_torch')
+    q = budget(find(name), double_quant=False, dtype='float32', **kw)
+    assert (q.group('weights'), q.group('constants'), q.group('rest', 'adapters'), q.group('gradients'))==(packed, scales, rest, grads)
+    steps = 4*sum(c for _,c in adapter_shapes(target_linears(find(name), 'attention-only'), 32))
+    assert q.group('optimizer')==adam+steps and budget(find(name), 'lora', dtype='float16', **kw).group('weights')==base
+
+
+def test_full_fine_tuning_is_16_bytes_a_parameter():
+    import torch
+    b = budget(LLAMA2, 'full', dtype='float32', optim='adamw_torch')
+    assert b.total==16*6_738_415_616+4*291 and b.trainable==b.parameters==6_738_415_616
+    a = arch()
+    params = [torch.nn.Parameter(torch.zeros(t.shape)) for t in a.tensors for _ in range(t.count)]
+    opt = torch.optim.AdamW(params)
+    for p in params: p.grad = torch.ones_like(p)
+    opt.step()
+    held = sum(p.nbytes+p.grad.nbytes+sum(s.nbytes for s in opt.state[p].values()) for p in params)
+    assert held==budget(a, 'full', dtype='float32', optim='adamw_torch').total
+
+
+def test_rules_of_thumb():
+    assert [t.bytes for t in rules_of_thumb(7e9)]==[14*10**9, 84*10**9, 112*10**9]
+    assert all(t.source for t in rules_of_thumb())
+
+
+def value(formula): return eval(re.sub(r'\s[a-z][\w\s-]*?(?= ×)', '', re.sub(r' of (64|256) ?(scales)?(?= ×)', '', formula.replace(',', ''))).replace('×', '*').replace(' B', ''))
+
+
+archs = st.builds(arch, hidden=st.integers(1, 40).map(lambda x: 64*x), layers=st.integers(1, 12), heads=st.integers(1, 16), kv=st.integers(1, 16),
+    dim=st.integers(1, 32).map(lambda x: 8*x), ff=st.integers(1, 40).map(lambda x: 64*x), vocab=st.integers(1, 60_000), tie_word_embeddings=st.booleans(),
+    qk_norm=st.booleans(), biases=st.sampled_from([(), ('q_proj', 'k_proj', 'v_proj')]))
+types,optims = st.sampled_from(list(BYTES)),st.sampled_from(list(OPTIMIZER_STATE))
+choices = dict(r=st.integers(1, 300), use_dora=st.booleans(), bits=st.sampled_from([4, 8]), double_quant=st.booleans(), optim=optims, dtype=types,
+    adapter_dtype=types, paging=st.booleans(), method=st.sampled_from(['full', 'lora', 'qlora']),
+    target_modules=st.sampled_from(['all-linear', 'attention-only', ('down_proj',)]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(archs, st.fixed_dictionaries(choices))
+def test_properties(a, kw):
+    b = budget(a, **kw)
+    assert all(type(t.bytes) is int and t.bytes>=0 for t in b.terms) and b.total==sum(t.bytes for t in b.terms) and 0<=b.pageable<=b.total
+    assert all(value(t.formula)==t.bytes for t in b.terms), [t.formula for t in b.terms]
+    assert b.notes[0]==ON_TOP and b.trainable<=b.parameters
+
+
+@settings(max_examples=100, deadline=None)
+@given(archs, st.fixed_dictionaries(choices))
+def test_monotone(a, kw):
+    from dataclasses import replace
+    b = budget(a, **kw)
+    assert budget(a, **{**kw, 'r': kw['r']+1}).total>=b.total
+    assert budget(replace(a, num_hidden_layers=a.num_hidden_layers+1), **kw).total>b.total
+    assert budget(a, **{**kw, 'use_dora': True}).total>=budget(a, **{**kw, 'use_dora': False}).total
+    assert budget(a, **{**kw, 'paging': True}).total==budget(a, **{**kw, 'paging': False}).total
+
+
+def test_methods_are_ordered_for_every_preset():
+    for a in UNIQUE:
+        full,lora,q8,q4,q4dq = (budget(a, 'full', dtype='float32', optim='adamw_torch'), budget(a, 'lora'), budget(a, bits=8), budget(a, double_quant=False), budget(a))
+        assert full.total>lora.total>q8.total>q4.total>q4dq.total
+        assert count(adapter_shapes(a.linears, 3))==q4.trainable*3//16
+
+
+def test_a_wrong_method_is_one_line():
+    with pytest.raises(QLoRAError, match="Did you mean 'qlora'"): budget(LLAMA2, 'qlor')
+
+
+def test_shown_in_both_forms():
+    b = budget(LLAMA2)
+    for text in (str(b), b._repr_html_()): assert all(x in text for x in ('3,238,002,688', 'not the peak', 'total', 'QLoRA, nf4 with double quantisation'))
+
+
+def test_no_torch_for_a_budget():
+    code = "import sys; from qlora_nb.memory import budget; from qlora_nb.models import find; str(budget(find('demo'))); print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
