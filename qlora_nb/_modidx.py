@@ -364,6 +364,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qlora_nb.trainer._memory': ('trainer.html#_memory', 'qlora_nb/trainer.py'),
                                   'qlora_nb.trainer._new_folder': ('trainer.html#_new_folder', 'qlora_nb/trainer.py'),
                                   'qlora_nb.trainer._not_a_number': ('trainer.html#_not_a_number', 'qlora_nb/trainer.py'),
+                                  'qlora_nb.trainer._planned': ('trainer.html#_planned', 'qlora_nb/trainer.py'),
                                   'qlora_nb.trainer._timed': ('trainer.html#_timed', 'qlora_nb/trainer.py'),
                                   'qlora_nb.trainer._unexpected': ('trainer.html#_unexpected', 'qlora_nb/trainer.py'),
                                   'qlora_nb.trainer._unsaved': ('trainer.html#_unsaved', 'qlora_nb/trainer.py'),

@@ -218,8 +218,8 @@ _QUOTE = 'a text that begins with { or [ or a quote and goes on after it needs q
 _HINTS = {r"'\\t'": 'a tab cannot indent YAML: use spaces', 'another document': 'one configuration a cell: --- begins a second one',
     'mapping values are not allowed': 'a second ": " in one line: quote a text that contains ": ", or indent less',
     "cannot start any token|unexpected '%'": 'a value that begins with @, %, ` or ! needs quotes', "expected ':'": 'a line without "key: value"',
-    'expected <block end>|sequence entries': 'a line is indented unlike its neighbours, or '+_QUOTE, 'special characters': 'an invisible control character',
-    "expected ',' or": 'a { or [ is not closed, or a comma is missing', 'end of stream|escape': 'a quote is not closed, or holds a backslash: use single quotes'}
+    'expected <block end>|sequence entries': 'a line is indented unlike its neighbours, or '+_QUOTE, "expected ',' or": 'a { or [ is open, or a comma missing',
+    'end of stream|escape': 'a quote is open, or holds a backslash: use single quotes', 'special characters': 'an invisible control character'}
 
 def _syntax(e, text, first_line):
     "A YAML error as a Problem"
@@ -384,7 +384,7 @@ def _take(cell, node, section=''):
         if section or k.value not in SECTIONS: _take_value(cell, k, v, _join(section, k.value))
         elif isinstance(v, yaml.MappingNode) and v.value: _take(cell, v, k.value)
         elif _plain(v) in ('', None): cell.refuse('this section is empty: indent its keys under it, or delete the line', k.value, k)
-        else: cell.refuse(f'a section holds keys: {k.value}: {{{_keys(k.value)[0]}: …}}, or one indented key a line without dashes', k.value, k)
+        else: cell.refuse(f'a section holds keys, as in {k.value}: {{{_keys(k.value)[0]}: …}}, or each on a line, indented, no dash', k.value, k)
 
 def _take_value(cell, k, node, path):
     "One key with its value, under today's name"

@@ -98,7 +98,7 @@ def load_base(
         cfg = AutoConfig.from_pretrained(src, **kw)
         if getattr(cfg, 'is_encoder_decoder', False): raise QLoRAError(f'{model} is an encoder-decoder ({cfg.model_type}); only causal language models are trained here', key='model', value=model)
         m = AutoModelForCausalLM.from_pretrained(src, dtype=dtype, quantization_config=quantization_config(config.quantization, dtype),
-            device_map={'': 0} if device.kind=='cuda' else None, **kw)
+            device_map=dict(cpu=None, mps={'': 'mps'}).get(device.kind, {'': 0}), **kw)
     except (OSError, ValueError, ImportError) as e: raise _refused(model, e) from e
     m.config.use_cache = False
     return guard(m) if device.kind=='cpu' and config.quantization.bits==4 else m

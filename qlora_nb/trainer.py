@@ -30,7 +30,7 @@ def sft_config(
     return SFTConfig(output_dir=str(folder), use_cpu=device.kind=='cpu', bf16=precision.compute=='bfloat16', fp16=precision.compute=='float16',
         gradient_checkpointing=t.gradient_checkpointing is True, packing=t.packing is True, max_length=t.max_length if t.packing is True else None,
         save_strategy='steps', report_to=config.tracking.report_to, run_name=Path(folder).name, disable_tqdm=True, logging_nan_inf_filter=False,
-        logging_first_step=True, dataloader_pin_memory=device.kind=='cuda', **kw)
+        logging_first_step=True, dataloader_pin_memory=device.kind in ('cuda', 'rocm'), **kw)
 
 # %% ../nbs/trainer.ipynb #456c972d
 class Interrupted(KeyboardInterrupt):
@@ -39,6 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
 class _Abandoned(Exception): "Raised in the worker at the first micro-batch after the second interrupt"
 
+# %% ../nbs/trainer.ipynb #bca3436e
 class Run(Shown):
     "One training run: what it is, how it goes, what it left behind"
     def __init__(self, config, folder):
@@ -97,7 +98,7 @@ class Run(Shown):
 # %% ../nbs/trainer.ipynb #41877568
 def _memory(device):
     "Bytes now, bytes at the peak, and what they are"
-    if device.kind=='cuda':
+    if device.kind in ('cuda', 'rocm'):
         import torch
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), 'tensors on the GPU'
     import psutil, resource
@@ -231,11 +232,14 @@ def _work(run, namespace):
     from qlora_nb.loading import load_base, load_tokenizer, quiet
     try:
         with quiet():
+            chosen = hardware.pick_gpu()
             run.device = hardware.detect()
             run.precision = hardware.precision(run.device, run.config.quantization.bnb_4bit_compute_dtype)
             run.where = f'{run.device.name} · {run.precision.compute} compute, {run.precision.adapters} adapters'
             run.config = resolve(run.config, namespace, device=run.device)
-            run.notes = list(run.config.notes)
+            run.notes = [chosen] if chosen else []
+            run.notes += run.config.notes
+            run.memory_planned = _planned(run)
             run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
             run.data = prepare(run.config, run.tokenizer, namespace)
             run.notes += run.data.notes
@@ -249,12 +253,18 @@ def _work(run, namespace):
     except BaseException as e: run.status,run.error = 'failed',e if isinstance(e, QLoRAError) else _unexpected(e)
     finally: _end(run)
 
+def _planned(run): # → bytes of the states, or None for a shape the planner does not know
+    from qlora_nb.planner import plan
+    try: return plan(run.config, device=run.device).budget.total
+    except QLoRAError: return None
+
 def _unexpected(e):
     text = str(e).strip().splitlines()
     err = QLoRAError(f'{type(e).__name__}: {text[0][:300] if text else "no message"} (the full traceback: run.error.__cause__)')
     err.__cause__ = e
     return err
 
+# %% ../nbs/trainer.ipynb #f1792f68
 def _end(run):
     run.ended = time.time()
     try:

@@ -1,0 +1,95 @@
+"The magics in a real kernel: panels, errors and the ■ as a front end sees them"
+import time
+import nbformat, pytest, tiny
+from jupyter_client.manager import start_new_kernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
+
+def cells(folder, steps=3):
+    rows = f'rows = {tiny.rows()!r}'
+    cfg = (f'%%qlora_config\nmodel: {folder}\ndata: {{train: rows, validation: rows}}\n'
+        f'training: {{per_device_train_batch_size: 2, gradient_accumulation_steps: 1, max_length: 64, max_steps: {steps}}}')
+    return ['%load_ext qlora_nb', rows, cfg]
+
+def notebook(*sources): return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+def execute(nb, path): return NotebookClient(nb, timeout=300, resources=dict(metadata=dict(path=str(path)))).execute()
+def outputs(cell, kind): return [o for o in cell.outputs if o.output_type==kind]
+
+def test_the_saved_notebook_holds_a_report_and_no_widget(folder, tmp_path):
+    nb = execute(notebook(*cells(folder), '%qlora_train -o run', 'run.step'), tmp_path)
+    shown = outputs(nb.cells[3], 'display_data')
+    assert len(shown)==1 and not outputs(nb.cells[3], 'execute_result')
+    data = shown[0].data
+    assert 'run: finished' in data['text/plain'] and '<svg' in data['text/html'] and 'application/vnd.jupyter.widget-view+json' not in data
+    assert nb.cells[4].outputs[0].data['text/plain']=='3'
+    config = outputs(nb.cells[2], 'execute_result')[0].data
+    assert 'max_steps' in config['text/plain'] and '<table' in config['text/html']
+
+def test_run_all_stops_at_a_refusal_with_one_line(tmp_path):
+    nb = notebook('%load_ext qlora_nb', '%%qlora_config\nmodel: demo\ndata: {train: demo}\nlora: {rnk: 8}', 'never = 1')
+    with pytest.raises(CellExecutionError): execute(nb, tmp_path)
+    error, = outputs(nb.cells[1], 'error')
+    assert error.ename=='QLoRAError' and len(error.traceback)==1 and error.traceback[0].startswith('QLoRAError: line 4, lora.rnk: ')
+    assert nb.cells[2].execution_count is None
+
+@pytest.fixture
+def kernel(tmp_path):
+    km,kc = start_new_kernel(cwd=str(tmp_path))
+    yield km, kc
+    kc.stop_channels()
+    km.shutdown_kernel(now=True)
+
+def send(kc, code): return kc.execute(code)
+def reply(kc, msg, timeout=120):
+    while True:
+        r = kc.get_shell_msg(timeout=timeout)
+        if r['parent_header']['msg_id']==msg: return r['content']
+
+def stored(kc, name):
+    "A variable of the kernel as text"
+    m = kc.execute('', user_expressions=dict(x=name))
+    return reply(kc, m)['user_expressions']['x']['data']['text/plain']
+
+def events(folder): return [l for p in folder.glob('runs/*/events.jsonl') for l in p.read_text().splitlines()]
+
+def wait_for(kind, folder, n=1, seconds=90):
+    end = time.time()+seconds
+    while sum(f'"event": "{kind}"' in l for l in events(folder))<n:
+        assert time.time()<end, f'no {kind} within {seconds} s'
+        time.sleep(.05)
+
+def test_the_stop_button_of_the_kernel_finishes_the_step(kernel, folder, tmp_path):
+    km,kc = kernel
+    for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
+    m = send(kc, '%qlora_train -o run')
+    wait_for('log', tmp_path, 3)
+    km.interrupt_kernel()
+    assert reply(kc, m)['status']=='ok'
+    assert stored(kc, 'run.status')=="'stopped'" and stored(kc, 'run.checkpoints')==f"['checkpoint-{stored(kc, 'run.step')}']"
+
+def test_two_interrupts_end_the_cell_and_the_kernel_lives(kernel, folder, tmp_path):
+    km,kc = kernel
+    for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
+    m = send(kc, '%qlora_train -o run')
+    wait_for('log', tmp_path, 3)
+    km.interrupt_kernel()
+    time.sleep(.02)
+    km.interrupt_kernel()
+    r = reply(kc, m)
+    assert r['status'] in ('ok', 'error') and (r['status']=='ok' or r['ename'] in ('Interrupted', 'KeyboardInterrupt'))
+    assert reply(kc, send(kc, 'run._done.wait(30)'))['status']=='ok' and stored(kc, 'run.status')=="'stopped'"
+
+def test_in_the_background_the_kernel_answers_meanwhile(kernel, folder, tmp_path):
+    km,kc = kernel
+    for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
+    assert reply(kc, send(kc, '%qlora_train -o run --background'))['status']=='ok'
+    wait_for('log', tmp_path, 2)
+    assert stored(kc, '1+1')=='2'
+    again = reply(kc, send(kc, '%qlora_train'))
+    assert again['ename']=='QLoRAError' and 'run is still running' in again['evalue']
+    time.sleep(1) # a kernel drops what arrives right after an error
+    assert reply(kc, send(kc, '%qlora_stop'))['status']=='ok'
+    assert reply(kc, send(kc, 'run.wait()'))['status']=='ok' and stored(kc, 'run.status')=="'stopped'"
