@@ -25,6 +25,7 @@ def _from_file(path):
     try: return load_dataset(kind, data_files=str(path), split='train', **kw)
     except Exception as e:
         why = str(e.__cause__ or e).strip().splitlines()[0][:160]
+        if 'corresponds to no data' in why: raise QLoRAError(f'{path.name} has no rows', value=str(path)) from e
         raise QLoRAError(f'{path.name} cannot be read as {kind}: {why}', value=str(path)) from e
 
 # %% ../nbs/data.ipynb #4028f90e

@@ -42,8 +42,7 @@ def test_the_whole_way(ip, folder, tmp_path, capsys):
     run(ip, '%qlora_stop')
     assert 'first is not running: finished' in capsys.readouterr().out
 
-def test_the_plan_comes_before_any_training(ip, capsys):
-    assert len(run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf').budgets)==3
+def test_the_plan_comes_before_any_training(ip): assert len(run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf').budgets)==3
 
 @pytest.mark.parametrize('magic', ['qlora_train', 'qlora_plan', 'qlora_data'])
 def test_without_a_config(ip, magic): assert refused(ip, f'%{magic}').startswith('no config yet: run a cell that begins with %%qlora_config')
