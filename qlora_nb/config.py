@@ -20,7 +20,7 @@ from .render import Shown, html_table, tag, text_table
 
 # %% ../nbs/config.ipynb #9e5e296a
 def _share(v):
-    if not isinstance(v, str): raise ValueError('not a number')
+    if isinstance(v, bool) or not isinstance(v, (str, int, float)): raise ValueError('not a number')
     x = float(v)
     if x>=1 and not x.is_integer(): raise ValueError('neither a share nor a count')
     return int(x) if 1<=x<=1e9 else x
@@ -39,8 +39,7 @@ CHAT_TEMPLATES = ('auto', 'tokenizer', 'llama-2', 'llama-3', 'chatml', 'alpaca',
 
 class Data(Section):
     "What to train on"
-    train: Name = Field(examples=['demo'], description=
-        'training rows: a file (.jsonl, .json, .csv, .parquet, .txt), the name of a variable of this notebook, a hub id, or `demo`')
+    train: Name = Field(examples=['demo'], description='training rows: a file, the name of a variable of this notebook, a hub id, or `demo`')
     validation: Name|None = Field(None, examples=['demo'], description='rows held out for validation, named like `train`')
     validation_size: Share|None = Field(None, gt=0, le=10**9, description='rows split off `train` for validation',
         json_schema_extra=dict(allowed='a share between 0 and 1, or a whole number of rows'))
@@ -196,7 +195,8 @@ def docs_table(
     section:str='' # Name of a section; all when left out
 )->DocsTable:
     "The documentation of the cell"
-    return DocsTable(tuple((k, _default(f), allowed(k), f.description) for k,f in FIELDS.items() if k.startswith(section)))
+    if section and section not in SECTIONS: raise QLoRAError(f'no section {section!r}.', value=section, suggestion=nearest(section, SECTIONS))
+    return DocsTable(tuple((k, _default(f), allowed(k), f.description) for k,f in FIELDS.items() if section in ('', _split(k)[0])))
 
 # %% ../nbs/config.ipynb #948bfebb
 class _Loader(yaml.BaseLoader):
@@ -218,8 +218,9 @@ _QUOTE = 'a text that begins with { or [ or a quote and goes on after it needs q
 _HINTS = {r"'\\t'": 'a tab cannot indent YAML: use spaces', 'another document': 'one configuration a cell: --- begins a second one',
     'mapping values are not allowed': 'a second ": " in one line: quote a text that contains ": ", or indent less',
     "cannot start any token|unexpected '%'": 'a value that begins with @, %, ` or ! needs quotes', "expected ':'": 'a line without "key: value"',
-    'expected <block end>|sequence entries': 'a line is indented unlike its neighbours, or '+_QUOTE, "expected ',' or": 'a { or [ is open, or a comma missing',
-    'end of stream|escape': 'a quote is open, or holds a backslash: use single quotes', 'special characters': 'an invisible control character'}
+    'expected <block end>|sequence entries': 'a line is indented unlike its neighbours, or '+_QUOTE,
+    "expected ',' or": 'a { or [ is open, or a comma missing', 'special characters': 'an invisible control character',
+    'end of stream|escape': 'a quote is open, or holds a backslash: use single quotes'}
 
 def _syntax(e, text, first_line):
     "A YAML error as a Problem"
@@ -251,7 +252,7 @@ def _compose(text, first_line):
     except (yaml.YAMLError, ValueError, OverflowError) as e: raise QLoRAError(errors=[_syntax(e, text, first_line)]) from None
 
 # %% ../nbs/config.ipynb #ebda49b8
-FORMER = '''
+_ROWS = '''
 model: base_model model_id model_name model_name_or_path
 revision: model_revision
 data.train: dataset dataset_name path train_file train_data
@@ -289,8 +290,7 @@ training.gradient_checkpointing: activation_checkpointing grad_checkpointing
 training.seed: random_seed random_state
 tracking.report_to: tracker logger
 hardware.price_per_hour: price'''
-FORMER = dict(row.split(': ') for row in FORMER.strip().splitlines())
-
+FORMER = dict(row.split(': ') for row in _ROWS.strip().splitlines())
 _NOW = {s: {o: k for k,old in FORMER.items() if _split(k)[0]==s for o in old.split()} for s in ('', *SECTIONS)}
 
 # %% ../nbs/config.ipynb #12d13cd1
@@ -301,11 +301,15 @@ FORMER_VALUES = {'quantization.bits': _BITS, 'quantization.bnb_4bit_compute_dtyp
     'training.eval_strategy': dict(false='no', none='no'), 'tracking.report_to': dict(no='none', false='none'),
     'training.optim': dict(adamw='adamw_torch', adamw_hf='adamw_torch', paged_adamw='paged_adamw_32bit', adamw_bnb_8bit='adamw_8bit')}
 
+def _too_much(v):
+    "Whether a ratio is none"
+    try: return float(v)>=1
+    except (TypeError, ValueError): return False
+
 def _carry(name, v):
     "The value of a former key as its successor takes it"
     if name in ('load_in_4bit', 'load_in_8bit'): return name[8] if str(v).lower() in ('true', 'yes', 'on', '1') else 'none'
-    if name=='warmup_ratio' and str(v).strip() in ('1', '1.0'): return 'a ratio of 1'
-    return v
+    return f'a ratio of {v}' if name=='warmup_ratio' and _too_much(v) else v
 
 # %% ../nbs/config.ipynb #8313c0e4
 _SECRET = 'access tokens do not belong in a cell, which is saved: run huggingface_hub.login() once, or set HF_TOKEN outside the notebook'
@@ -327,16 +331,16 @@ GONE_VALUES = {'lora.init_lora_weights': dict(eva=_PASS, corda=_PASS, loftq='nee
 
 # %% ../nbs/config.ipynb #85cc8dc7
 _PLACES = {_split(k)[1]: k for k in FIELDS} | {s: s for s in SECTIONS}
-_PLACES_ONCE = {o: k for now in _NOW.values() for o,k in now.items()} | _PLACES
+_EVER = {o: k for now in _NOW.values() for o,k in now.items()} | _PLACES
 
 def _suggest(key, section):
     "The key that was probably meant: bare in its own section, dotted in another"
     own,old = _keys(section),_NOW[section]
-    if key in _PLACES: return _PLACES[key]
+    if key in _PLACES or (len(key)<4 and key in _EVER): return _EVER[key]
     if (near:=within(key, own)): return near
     if (near:=within(key, old)): return _split(old[near])[1]
-    far = key if key in _PLACES_ONCE else len(key)>4 and within(key, _PLACES_ONCE)
-    return _PLACES_ONCE.get(far) or nearest(key, own)
+    far = key if key in _EVER else len(key)>4 and within(key, _EVER)
+    return _EVER.get(far) or nearest(key, own)
 
 # %% ../nbs/config.ipynb #93e294d2
 _TOKEN = re.compile(r'\b(hf_|ghp_|sk-)[A-Za-z0-9]{20,}')
@@ -348,7 +352,7 @@ def _unknown(path, line=None):
     if _TOKEN.search(path): return Problem(_SECRET, section, line)
     if key in GONE and not within(key, _keys(section)): return Problem(GONE[key], short, line)
     if key in SECTIONS: return Problem(f'{key} is a section of its own: it begins at the left margin', short, line)
-    if key in _PLACES: return Problem('this key has another place.', short, line, None, meant)
+    if key in _PLACES: return Problem('belongs in another place.', short, line, None, meant)
     return Problem(f'unknown key {key[:60]!r}{" in "+section if section else ""}.', short, line, None, meant)
 
 # %% ../nbs/config.ipynb #f863ee90
@@ -439,32 +443,39 @@ def _validate(given, say):
     return _settings(rest, lambda t: None),problems+[_bad(k, good[k]) for k in bad]
 
 # %% ../nbs/config.ipynb #0a789bab
+_EITHER = [('training.max_steps', 'training.num_train_epochs'), ('data.validation', 'data.validation_size')]
+_RANK = {'%config': 0, 'cell': 1, 'derived': 2}
+
+def _rank(given, key): return _RANK[given[key].source if key in given else 'cell']
+
+def _twice(given, say):
+    "Problems of keys that exclude each other; the farther one is taken out of `given`"
+    out = []
+    for a,b in _EITHER:
+        if a not in given or b not in given: continue
+        lost = min(b, a, key=lambda k: _rank(given, k))
+        if _rank(given, a)==_rank(given, b): out.append(Problem(f'{a} is given too: keep one of them', b, given[b].line, given[b].value))
+        else: say(f'{lost} from {given.pop(lost).source} is set aside for {b if lost==a else a}')
+    return out
+
+# %% ../nbs/config.ipynb #221f7cb5
 def _no_rows(s): return s.data.validation is None and s.data.validation_size is None
-def _not_4(s): return s.quantization.bits!=4
+def _nothing_to_validate(s): return s.training.eval_strategy in ('steps', 'epoch') and _no_rows(s)
 def _starts_from_weights(s): return s.lora.init_lora_weights in ('pissa', 'orthogonal') and s.quantization.bits!='none'
 
 _4BIT = 'belongs to 4-bit storage: set quantization.bits to 4, or leave this key out'
-_CLASHES = [('training.num_train_epochs', 'training.max_steps', lambda s: s.training.max_steps, 'max_steps and num_train_epochs exclude each other'),
-    ('data.validation_size', 'data.validation', lambda s: s.data.validation_size, 'validation and validation_size exclude each other'),
-    ('training.eval_strategy', 'data.validation', lambda s: s.training.eval_strategy in ('steps', 'epoch') and _no_rows(s),
-        'there are no validation rows: give data.validation or data.validation_size'),
+_NEEDS = [('training.eval_strategy', 'data.validation', _nothing_to_validate, 'no validation rows: give data.validation or data.validation_size'),
     ('lora.init_lora_weights', 'quantization.bits', _starts_from_weights, 'this start needs an unquantised base: set quantization.bits to none'),
-    ('quantization.bnb_4bit_quant_type', 'quantization.bits', _not_4, _4BIT),
-    ('quantization.bnb_4bit_use_double_quant', 'quantization.bits', _not_4, _4BIT)]
+    *((f'quantization.bnb_4bit_{k}', 'quantization.bits', lambda s: s.quantization.bits!=4, _4BIT) for k in ('quant_type', 'use_double_quant'))]
 
-# %% ../nbs/config.ipynb #221f7cb5
-_RANK = {'%config': 0, 'cell': 1, 'derived': 2}
-
-def _clashes(given, s, say):
-    "Problems of contradicting keys; what a nearer source overrules is taken out of `given`"
+# %% ../nbs/config.ipynb #2045c46a
+def _unmet(given, s, say):
+    "Problems of keys whose needs are not met; one that a nearer source overrules is taken out of `given`"
     out = []
-    for key,other,when,why in _CLASHES:
-        if key not in given or not when(s) or ('exclude' in why and other not in given): continue
-        mine,its = _RANK[given[key].source],_RANK[given[other].source] if other in given else 1
-        either = other in given and 'exclude' in why
-        lost = key if mine<its else other if mine>its and either else None
-        if lost is None: out.append(Problem(why, key, given[key].line, given[key].value))
-        else: say(f'{lost} from {given.pop(lost).source} is set aside: {why}')
+    for key,other,clash,why in _NEEDS:
+        if key not in given or not clash(s): continue
+        if _rank(given, key)<_rank(given, other): say(f'{key} from {given.pop(key).source} is set aside: {why}')
+        else: out.append(Problem(why, key, given[key].line, given[key].value))
     return out
 
 # %% ../nbs/config.ipynb #809a2aef
@@ -529,7 +540,8 @@ def _build(given, said=(), problems=(), kinds=None):
     "A Config of given values, or one QLoRAError with all problems"
     given,said = dict(given),list(said)
     s,bad = _validate(given, said.append)
-    problems = [*problems, *bad, *(p for p in _clashes(given, s, said.append) if p.key not in {b.key for b in bad})]
+    clashes = _twice(given, said.append)+_unmet(given, s, said.append)
+    problems = [*problems, *bad, *(p for p in clashes if p.key not in {b.key for b in bad})]
     missing = [k for k in _REQUIRED if k not in given and not any(_explains(p, k) for p in problems)]
     problems += [Problem(f'is required: {FIELDS[k].description}', k) for k in missing]
     if problems: raise QLoRAError(f'{len(problems)} problems in the configuration', sorted(problems, key=lambda p: p.line or 10**9))
@@ -563,18 +575,20 @@ def parse(
 # %% ../nbs/config.ipynb #af3193ed
 def _rows(c):
     "Rows of set values and rows of defaults"
-    rows = [(k, _text(v), s, f'line {c.lines[k]}' if k in c.lines else '') for (k,v),s in zip(c.flat.items(), c.sources.values())]
+    lines,sources = c.lines,c.sources
+    rows = [(k, _text(v), sources[k], lines.get(k)) for k,v in c.flat.items()]
     return [r for r in rows if r[2]!='default'],[r[:2] for r in rows if r[2]=='default']
 
 def _config_html(c):
     (given,rest),notes = _rows(c),''.join(tag('div', escape(n), cls='note') for n in c.notes)
     more = tag('details', tag('summary', f'{len(rest)} defaults')+html_table(rest, ['key', 'value']))
-    return html_table(given, ['key', 'value', 'source', ''])+more+notes
+    return html_table(given, ['key', 'value', 'source', 'line'])+more+notes
 
 def _config_text(c):
     (given,rest),notes = _rows(c),[f'note: {n}' for n in c.notes]
     more = f'and {len(rest)} defaults: '+', '.join(f'{k} {v}' for k,v in rest if v)
-    return '\n'.join([text_table(given, ['key', 'value', 'source', '']), textwrap.fill(more, 100, break_long_words=False), *notes])
+    more = textwrap.fill(more, 100, break_long_words=False, break_on_hyphens=False)
+    return '\n'.join([text_table(given, ['key', 'value', 'source', 'line']), more, *notes])
 
 # %% ../nbs/config.ipynb #4168a0cc
 def _with(config, changes):
@@ -587,7 +601,7 @@ def _to_yaml(config):
     "The shortest cell that gives this configuration"
     out = {}
     for k,v in config.flat.items():
-        if not FIELDS[k].is_required() and v==FIELDS[k].default: continue
+        if not FIELDS[k].is_required() and v==FIELDS[k].default or k in config._derived and v!='steps': continue
         s,name = _split(k)
         (out.setdefault(s, {}) if s else out)[name] = list(v) if isinstance(v, tuple) else v
     return yaml.safe_dump(out, sort_keys=False, allow_unicode=True, width=10**6)
@@ -606,7 +620,7 @@ def _is_rows(name, v):
 def _no_file(config, key, name):
     "The error of a path that leads nowhere"
     folder,file = os.path.split(os.path.expanduser(name))
-    if not os.path.isdir(folder or '.'): return config.error(key, f'no such folder: {folder}')
+    if not os.access(folder or '.', os.R_OK): return config.error(key, f'no such folder: {folder}')
     near = nearest(file, os.listdir(folder or '.'))
     return config.error(key, f'no such file: {name}.', near and os.path.join(os.path.dirname(name), near))
 
@@ -642,9 +656,9 @@ def _for_device(config, device):
     "Changes and notes that follow from the machine"
     t,dtype,changes,notes = config.training,config.quantization.bnb_4bit_compute_dtype,{},[]
     if t.gradient_checkpointing=='auto': changes['training.gradient_checkpointing'] = device.kind!='cpu'
-    if t.optim.startswith('paged_') and device.kind not in ('cuda', 'rocm'):
+    if t.optim.startswith('paged_') and device.kind!='cuda':
         changes['training.optim'] = 'adamw_torch' if 'adamw' in t.optim else t.optim.removeprefix('paged_')
-        notes.append(f"training.optim: {t.optim} needs a GPU that can page to main memory, so {changes['training.optim']} is used here")
+        notes.append(f"training.optim: {t.optim} needs an NVIDIA GPU, so {changes['training.optim']} is used here")
     if dtype not in ('auto', precision(device).compute): notes.append(f'quantization.bnb_4bit_compute_dtype: {precision(device, dtype).why}')
     return changes,notes
 

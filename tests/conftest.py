@@ -26,3 +26,10 @@ def chromium():
     if path := shutil.which('chromium') or shutil.which('google-chrome'): return path
     if os.environ.get('CI'): pytest.fail('no Chromium, which .ci/run should have installed')
     pytest.skip('no Chromium here (Debian: apt install chromium)')
+
+def short(nb, steps=2):
+    "The quickstart with a few steps and questions, and without the cell that asserts what a full run reaches"
+    for c in nb.cells:
+        c.source = c.source.replace('%qlora_train -o run', f'%qlora_train -o run --max-steps {steps}').replace('%qlora_compare -o result', '%qlora_compare -o result --rows 4')
+    nb.cells = [c for c in nb.cells if not c.source.startswith('assert after-before')]
+    return nb

@@ -74,7 +74,7 @@ def test_lines_are_counted_as_the_person_sees_them():
     (BASE+'quantizaton: {bits: 4}', 3, 'quantizaton', 'quantization'), (BASE+'learning_rate: 1e-4', 3, 'learning_rate', 'training.learning_rate'),
     (BASE+'r: 8', 3, 'r', 'lora.r'), (BASE+'lora: {lora_alhpa: 8}', 3, 'lora.lora_alhpa', 'lora_alpha'), (BASE+'lora: {learning_rate: 8}', 3, 'lora.learning_rate', 'training.learning_rate'),
     (BASE+'training: {report_to: wandb}', 3, 'training.report_to', 'tracking.report_to'), (BASE+'training: {model: x}', 3, 'training.model', 'model'),
-    (BASE+'lr: 1', 3, 'lr', 'training.learning_rate'), (BASE+'learnin_rate: 1', 3, 'learnin_rate', 'training.learning_rate'), (BASE+'training: {optimzer: x}', 3, 'training.optimzer', 'optim'),
+    (BASE+'lr: 1', 3, 'lr', 'training.learning_rate'), (BASE+'lora: {lr: 1}', 3, 'lora.lr', 'training.learning_rate'), (BASE+'learnin_rate: 1', 3, 'learnin_rate', 'training.learning_rate'), (BASE+'training: {optimzer: x}', 3, 'training.optimzer', 'optim'),
     (BASE+'packing: true', 3, 'packing', 'training.packing'), (BASE+'training: {gradient_checkpoint: true}', 3, 'training.gradient_checkpoint', 'gradient_checkpointing'),
     (BASE+'lora: {max_grad_nrm: 1}', 3, 'lora.max_grad_nrm', 'training.max_grad_norm'), (BASE+'quantization: {quant: nf4}', 3, 'quantization.quant', 'bnb_4bit_quant_type'),
     (BASE+'foo: 1', 3, 'foo', None), (BASE+'lora.rr: 8', 3, 'lora.rr', 'r'), (BASE+'a.b: 8', 3, 'a.b', None), (BASE+'lora: {lora.r: 8}', 3, 'lora.lora.r', 'lora')])
@@ -159,7 +159,7 @@ def test_notes_name_both_names():
 @pytest.mark.parametrize('line, words', [
     ('training: {logging_dir: x}', 'output.output_dir'), ('training: {overwrite_output_dir: true}', 'folder of its own'), ('training: {no_cuda: true}', 'the machine decides'),
     ('tokenizer: x', 'comes with the model'), ('training: {dataset_text_field: text}', 'data.prompt'), ('training: {group_by_length: true}', 'training.packing'),
-    ('training: {bf16: true}', 'bnb_4bit_compute_dtype'), ('training: {warmup_ratio: 1.0}', 'a share below 1')])
+    ('training: {bf16: true}', 'bnb_4bit_compute_dtype'), ('training: {warmup_ratio: 5}', "not 'a ratio of 5'")])
 def test_what_is_gone_says_what_replaced_it(line, words):
     problem, = refused(BASE+line)
     assert words in str(problem) and problem.line==3
@@ -200,7 +200,7 @@ def test_the_cell_outranks_config_and_says_so():
     c = parse(BASE+'training: {max_steps: 5}', defaults={'training.num_train_epochs': 1, 'lora.r': 8, 'training.packing': True, 'lora.target_modules': ['q_proj']})
     assert c.training.max_steps==5 and c.training.num_train_epochs==3 and c.sources['training.num_train_epochs']=='default' and c.training.packing is True
     assert c.lora.r==8 and c.sources['lora.r']=='%config' and c.lora.target_modules==('q_proj',)
-    assert c.notes==['training.num_train_epochs from %config is set aside: max_steps and num_train_epochs exclude each other']
+    assert c.notes==['training.num_train_epochs from %config is set aside for training.max_steps']
     assert parse(BASE+'lora: {r: 4}', defaults={'lora.r': 8}).lora.r==4
     assert parse(BASE, defaults={'training.eval_strategy': 'steps'}).training.eval_strategy=='no'
     assert told(BASE, defaults={'lora.rr': 8, 'lora.r': 'x'})==[(None, 'lora.rr', 'r'), (None, 'lora.r', None)]
@@ -225,6 +225,8 @@ def test_immutable():
     c.sources['lora.r'] = c.lines['lora.r'] = c.flat['lora.r'] = 'x'
     assert c.sources['lora.r']=='cell' and c.lines['lora.r']==5 and c.lora.r==16
 
+def test_no_break_spaces_of_web_pages(): assert parse('model: demo\ndata:\n\xa0\xa0train: demo\n\xa0 system: a\xa0b').data.system=='a\xa0b'
+
 def test_fingerprint():
     c = parse(HOUSE)
     canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('output', 'tracking', 'hardware') and not re.match(r'training\.(save|logging)_', k)}
@@ -238,7 +240,7 @@ def test_changed_copies():
     c = parse(BASE+'training: {num_train_epochs: 1}\nlora: {rank: 8}')
     d = c.with_(**{'training.max_steps': 5, 'lora.target_modules': ('q_proj',), 'training.packing': False})
     assert (d.training.max_steps, d.lora.target_modules, d.training.packing, d.lora.r)==(5, ('q_proj',), False, 8) and d.sources['training.max_steps']=='derived'
-    assert c.training.max_steps is None and d.notes==[*c.notes, 'training.num_train_epochs from cell is set aside: max_steps and num_train_epochs exclude each other']
+    assert c.training.max_steps is None and d.notes==[*c.notes, 'training.num_train_epochs from cell is set aside for training.max_steps']
     assert d.with_(**{'lora.r': None}).lora.r==16
     assert c.with_(**{'data.validation_size': 0.5}).training.eval_strategy=='epoch'
     for bad in ({'lora.rr': 1}, {'lora.r': 0}, {'rr': 1}, {'quantization.bits': 8, 'quantization.bnb_4bit_quant_type': 'fp4'}, {'model': None}):
@@ -252,7 +254,7 @@ def test_shown():
     c = parse(HOUSE.replace('lora_alpha', 'alpha').replace('tickets', '<b>'))
     html,text = c._repr_html_(),str(c)
     assert '<b>' not in html and '&lt;b&gt;.jsonl' in html and html.index('training.max_length')<html.index('<details>')<html.index('training.optim')
-    assert 'class="note"' in html and 'note: line 5: lora.alpha is called lora.lora_alpha today' in text and re.search(r'lora.r +16 +cell +line 5', text)
+    assert 'class="note"' in html and 'note: line 5: lora.alpha is called lora.lora_alpha today' in text and re.search(r'lora.r +16 +cell +5', text)
     assert c._repr_mimebundle_()['text/plain']==text
 
 # ---- one declaration for help, table, completion
@@ -264,6 +266,7 @@ def test_every_field_is_documented_once():
     html,text = docs_table()._repr_html_(),' '.join(str(docs_table()).split())
     for k,f in FIELDS.items(): assert k in html and k in text and ' '.join(f.description.split()) in text and allowed(k) in text
     assert [r[0] for r in docs_table('output').rows]==['output.output_dir'] and docs_table('data').rows[0][1]=='required'
+    with pytest.raises(QLoRAError, match="Did you mean 'lora'"): docs_table('laro')
 
 def test_names_are_those_of_the_libraries():
     import dataclasses, inspect
@@ -335,15 +338,27 @@ def test_what_the_machine_says():
     cpu,t4 = resolve(parse(BASE), device=CPU),resolve(parse(BASE), device=T4)
     assert (cpu.training.optim, cpu.training.gradient_checkpointing)==('adamw_torch', False) and cpu.sources['training.optim']=='derived'
     assert (t4.training.optim, t4.training.gradient_checkpointing, t4.notes)==('paged_adamw_32bit', True, [])
-    assert cpu.notes==['training.optim: paged_adamw_32bit needs a GPU that can page to main memory, so adamw_torch is used here']
+    assert cpu.notes==['training.optim: paged_adamw_32bit needs an NVIDIA GPU, so adamw_torch is used here']
     assert resolve(parse(BASE+'training: {optim: paged_lion_8bit, gradient_checkpointing: true}'), device=CPU).training.optim=='lion_8bit'
     asked = BASE+'quantization: {bnb_4bit_compute_dtype: bfloat16}'
     assert [len(resolve(parse(asked), device=d).notes) for d in (T4, A100)]==[1, 0] and resolve(parse(asked), device=T4).quantization.bnb_4bit_compute_dtype=='bfloat16'
     assert resolve(cpu, device=CPU)==cpu and resolve(cpu, device=CPU).notes==cpu.notes
 
+def test_sections_can_be_made_in_python():
+    from qlora_nb.config import Data, Lora, Settings, Training
+    s = Settings(model='demo', data=Data(train='demo', validation_size=20), lora=Lora(target_modules=['q_proj']), training=Training(warmup_steps=0.1))
+    assert (s.data.validation_size, s.lora.target_modules, s.training.warmup_steps)==(20, ('q_proj',), 0.1)
+    for bad in (dict(rank=8), dict(r=0), dict(lora_dropout=float('nan'))):
+        with pytest.raises(ValueError): Lora(**bad)
+
 def test_a_gpu_of_the_catalogue():
     assert resolve(parse(BASE+'hardware: {gpu: T4}')).hardware.gpu=='T4'
     with pytest.raises(QLoRAError, match='line 3, hardware.gpu: no GPU'): resolve(parse(BASE+'hardware: {gpu: T44}'))
+
+def test_other_rooms_know_every_choice():
+    from qlora_nb.data import TEMPLATES
+    from qlora_nb.memory import OPTIMIZER_STATE
+    assert set(CHAT_TEMPLATES)=={'auto', 'tokenizer', *TEMPLATES} and set(OPTIMIZER_STATE)==set(OPTIMIZERS)
 
 # ---- imports
 
@@ -490,4 +505,5 @@ def test_round_trip(flat):
     for k,v in flat.items():
         if (k,v)!=('training.eval_strategy', 'auto'): assert c.flat[k]==(tuple(v) if isinstance(v, list) else v.strip() if k in ('model', 'revision') else c.flat[k] if isinstance(v, str) else v)
     again = parse(c.to_yaml())
+    assert c.to_yaml().count('eval_strategy')<=('training.eval_strategy' in flat or c.training.eval_strategy=='steps')
     assert again==c and again.fingerprint==c.fingerprint and again.to_yaml()==c.to_yaml()

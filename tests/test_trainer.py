@@ -43,7 +43,8 @@ def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from qlora_nb.loading import guard, quantization_config
     run = train(cell(), NS)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=quantization_config(run.config.quantization, torch.bfloat16))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation='eager',
+        quantization_config=quantization_config(run.config.quantization, torch.bfloat16))
     again = PeftModel.from_pretrained(guard(base), run.adapter).eval()
     x = torch.arange(3, 40)[None]
     with torch.no_grad(): assert torch.equal(again(input_ids=x).logits, run.model(input_ids=x).logits)

