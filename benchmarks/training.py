@@ -51,7 +51,7 @@ def ours(steps, out, checkpointing):
     return dict(clock=[e['time'] for e in logs], wall=wall, tokens=[e['num_tokens'] for e in logs], adapter=str(run.adapter), own=run.own_seconds)
 
 def held_out_loss(adapter):
-    "Mean loss a token on the held-out answers, 4-bit base in bfloat16, for both alike"
+    "Mean loss a token on the answers of 50 held-out rows, 4-bit base in bfloat16, for both alike"
     import torch
     from peft import PeftModel
     from types import SimpleNamespace as S
@@ -60,7 +60,7 @@ def held_out_loss(adapter):
     from qlora_nb.loading import load_base, load_tokenizer, quiet
     with quiet():
         cfg = parse('model: demo\ndata: {train: demo, validation: demo}')
-        held = prepare(cfg, load_tokenizer('demo')).validation.dataset
+        held = prepare(cfg, load_tokenizer('demo')).validation.dataset.select(range(50))
         model = PeftModel.from_pretrained(load_base('demo', cfg, S(kind='cpu'), 'bfloat16'), adapter).eval()
     total = n = 0
     with torch.no_grad():

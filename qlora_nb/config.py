@@ -11,12 +11,11 @@ __all__ = ['Switch', 'Share', 'Name', 'Names', 'CHAT_TEMPLATES', 'OPTIMIZERS', '
 # %% ../nbs/config.ipynb #0306a8a5
 import hashlib, json, os, re, textwrap, types, typing, yaml
 from dataclasses import dataclass, field
-from html import escape
 from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError
 from .errors import Problem, QLoRAError, nearest, within
 from .hardware import TYPES, gpu, precision
-from .render import Shown, html_table, tag, text_table
+from .render import Shown, html_notes, html_table, tag, text_table
 
 # %% ../nbs/config.ipynb #9e5e296a
 def _share(v):
@@ -118,7 +117,6 @@ class Tracking(Section):
 class Hardware(Section):
     "What the plan is made for"
     gpu: Name = Field('auto', examples=['auto'], description='GPU that the plan is made for: a name of the catalogue; `auto`: this machine')
-    price_per_hour: float|None = Field(None, ge=0, le=10**6, description='rent of that GPU, in any currency, an hour; without it no price is given')
 
 # %% ../nbs/config.ipynb #d2a64ff7
 class Settings(Section):
@@ -288,8 +286,7 @@ training.warmup_steps: warmup_ratio warmup
 training.max_grad_norm: gradient_clipping grad_clip clip_grad_norm
 training.gradient_checkpointing: activation_checkpointing grad_checkpointing
 training.seed: random_seed random_state
-tracking.report_to: tracker logger
-hardware.price_per_hour: price'''
+tracking.report_to: tracker logger'''
 FORMER = dict(row.split(': ') for row in _ROWS.strip().splitlines())
 _NOW = {s: {o: k for k,old in FORMER.items() if _split(k)[0]==s for o in old.split()} for s in ('', *SECTIONS)}
 
@@ -580,7 +577,7 @@ def _rows(c):
     return [r for r in rows if r[2]!='default'],[r[:2] for r in rows if r[2]=='default']
 
 def _config_html(c):
-    (given,rest),notes = _rows(c),''.join(tag('div', escape(n), cls='note') for n in c.notes)
+    (given,rest),notes = _rows(c),html_notes(c.notes)
     more = tag('details', tag('summary', f'{len(rest)} defaults')+html_table(rest, ['key', 'value']))
     return html_table(given, ['key', 'value', 'source', 'line'])+more+notes
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from .errors import QLoRAError, nearest
-from .render import Shown, html_table, tag, text_table
+from .render import Shown, html_notes, html_table, tag, text_table
 
 # %% ../nbs/data.ipynb #ef192d4c
 FILES = {'.jsonl': 'json', '.json': 'json', '.csv': 'csv', '.tsv': 'csv', '.parquet': 'parquet', '.txt': 'text'}
@@ -243,9 +243,8 @@ class Encoded(Shown):
         return text_table(self._facts(), caption=f'{self.name}: {self.source}')+''.join(f'\n! {n}' for n in self.notes)+f'\n{self.sample_text}'
 
     def _html(self):
-        notes = ''.join(tag('div', escape(n), cls='note') for n in self.notes)
         key = tag('div', 'First row as the model sees it; the underlined tokens are learned:', cls='dim')
-        return html_table(self._facts(), caption=f'{self.name}: {self.source}')+notes+key+tag('pre', self.sample)
+        return html_table(self._facts(), caption=f'{self.name}: {self.source}')+html_notes(self.notes)+key+tag('pre', self.sample)
 
 # %% ../nbs/data.ipynb #775ec6a8
 def _runs(tok, ids, labels):

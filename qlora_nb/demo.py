@@ -14,6 +14,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 from .errors import QLoRAError
 
 # %% ../nbs/demo.ipynb #811ee88e
@@ -22,6 +23,7 @@ _VOWEL = 'a e i o u a e i o u ai ou'.split()
 _CODA = ['', '', '', '', *'l m n r s t nd rk'.split()]
 _TAIL = dict(given='a an ek el ia in is o on ra us'.split(), surname='berg den er ison ler man ov sen ski well'.split(),
     site='bury dale ford ham holm mouth port stead ton wick'.split())
+_RUDE = 'anus arse fag nig poo rape tit'.split() # No name of a customer has these in it
 
 def _words(kind, n, rng, taken):
     "`n` invented names that are not in `taken`; a surname or a town has its usual kind of ending"
@@ -29,7 +31,7 @@ def _words(kind, n, rng, taken):
     while len(out)<n:
         stem = ''.join(rng.choice(_ONSET)+rng.choice(_VOWEL)+rng.choice(_CODA) for _ in range(1+(rng.random()<.5)))
         word = (stem+rng.choice(_TAIL[kind])).capitalize()
-        if word not in taken: out.append(word)
+        if word not in taken and not any(o in word.lower() for o in _RUDE): out.append(word)
         taken.add(word)
     return out
 
@@ -81,7 +83,7 @@ def _message(values, rng, new):
     return ' '.join(o[0].upper()+o[1:] if not o.startswith(values['unit']) else o for o in filled)
 
 # %% ../nbs/demo.ipynb #2be6f0db
-_SIZE = dict(train=900, heldout=100)
+_SIZE = dict(train=900, heldout=64)
 
 def make_rows(
     seed:int=7 # The shipped files are those of seed 7; any other gives a new set of the same kind
@@ -153,8 +155,9 @@ def _from_gguf(file, out):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
     tok = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tok.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16)
+    with patch('transformers.modeling_gguf_pytorch_utils.tqdm', lambda o, **_: o, create=True): # its bar heeds no switch
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16)
     ids = dict(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     model.generation_config = GenerationConfig(**ids)
     tok.model_max_length,model.config._name_or_path = model.config.max_position_embeddings,REPO

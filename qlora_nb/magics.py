@@ -6,7 +6,7 @@
 __all__ = ['SETTINGS', 'options', 'parse_line', 'QLoRA', 'Overview', 'matcher', 'load', 'unload']
 
 # %% ../nbs/magics.ipynb #32829087
-import shlex
+import re, shlex
 from IPython.core import completer
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
@@ -202,7 +202,7 @@ def matcher(magics): # → a function for `ip.Completer.custom_matchers`
         inside = lines[0].lstrip().startswith('%%qlora_config') and ctx.cursor_line>0
         found = complete('\n'.join([*lines[1:ctx.cursor_line], left]), '\n'.join(lines[1:])) if inside else _line_options(magics, left)
         return dict(completions=[completer.SimpleCompletion(o, type='qlora_nb') for o in found], suppress=bool(inside or found),
-            matched_fragment=ctx.token if inside else _word(left))
+            matched_fragment=re.search(r'[\w-]*$', left)[0] if inside else _word(left))
     return qlora_matcher
 
 # %% ../nbs/magics.ipynb #1b37d5e3

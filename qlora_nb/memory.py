@@ -12,7 +12,7 @@ from html import escape
 
 from .errors import QLoRAError, nearest
 from .models import Architecture, Linear
-from .render import Shown, fmt_bytes, tag, text_table
+from .render import Shown, fmt_bytes, html_notes, tag, text_table
 
 # %% ../nbs/memory.ipynb #7aadb1ef
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Budget(Shown):
     def text(self): return text_table(_rows(self), TERM_HEAD, self.title, num=(1,))
     def __str__(self): return '\n'.join([self.text(), *self.notes])
     def html(self): return _html_terms(self)
-    def _html(self): return tag('h4', escape(self.title))+self.html()+''.join(tag('div', escape(n), cls='note') for n in self.notes)
+    def _html(self): return tag('h4', escape(self.title))+self.html()+html_notes(self.notes, 'note info')
 
 TERM_HEAD = ('term', 'size', 'stored as', 'formula')
 def _rows(b):
@@ -60,7 +60,8 @@ def _rows(b):
     return rows+[('total', fmt_bytes(b.total), '', f'{b.total:,} B')]
 
 def _html_terms(b):
-    def row(cells, rule): return tag('tr', ''.join(tag('td', escape(c), 'num' if i==1 else '', title=rule if i==0 else None) for i,c in enumerate(cells)))
+    def td(i, c, rule): return tag('td', escape(c), 'num' if i==1 else 'long' if len(c)>40 else '', title=rule if i==0 else None)
+    def row(cells, rule): return tag('tr', ''.join(td(i, c, rule) for i,c in enumerate(cells)), '' if rule else 'strong')
     head = tag('tr', ''.join(tag('th', h, 'num' if i==1 else '', scope='col') for i,h in enumerate(TERM_HEAD)))
     return tag('table', tag('thead', head)+tag('tbody', ''.join(row(c, rule) for c,rule in zip(_rows(b), [*(t.source for t in b.terms), None]))))
 

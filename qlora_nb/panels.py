@@ -34,19 +34,26 @@ class RunPanel:
     ):
         import ipywidgets as W
         from IPython.display import display
-        self.every,self.last,self.run = every,0.,None
+        self.every,self.last,self.said,self.run,self.background = every,0.,'',None,background
         self.html = W.HTML(page(tag('div', 'starting …', cls='dim')))
         self.button = W.Button(description='Stop', icon='stop', tooltip='Finish this step, save a checkpoint, end')
-        self.button.on_click(lambda _: self.run and self.run.stop('button'))
+        self.button.on_click(self._clicked)
         self.ui = W.VBox([self.html, self.button] if background else [self.html])
         self.handle = display(self.ui, display_id=True)
 
     def __call__(self, run):
         self.run = run
         if run.ended: return self._freeze(run)
-        if time.time()-self.last<self.every: return
-        self.last = time.time()
+        if time.time()-self.last<self.every and run.status==self.said: return
+        self.last,self.said = time.time(),run.status
+        if self.background: run.how_to_stop = 'To stop: this button, or %qlora_stop. The step is finished and a checkpoint saved.'
         self.html.value = page(run_html(run))
+
+    def _clicked(self, _):
+        if self.run is None: return
+        self.button.disabled = True
+        self.run.stop('button')
+        self(self.run)
 
     def _freeze(self, run):
         self.handle.update({'text/html': page(run_html(run)), 'text/plain': run_text(run)}, raw=True)

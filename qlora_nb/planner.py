@@ -14,7 +14,7 @@ from .errors import QLoRAError
 from .hardware import Device, Precision, glance, gpu, gpus, precision
 from .memory import Budget, budget, rules_of_thumb
 from .models import Architecture, find
-from .render import Shown, fmt_bytes, html_bar, html_table, tag, text_table
+from .render import GiB, Shown, fmt_bytes, html_bar, html_notes, html_table, tag, text_table
 
 # %% ../nbs/planner.ipynb #25c9349d
 def room(
@@ -27,8 +27,8 @@ def room(
     return f'{fmt_bytes(device.memory-budget.total)} left'
 
 # %% ../nbs/planner.ipynb #0e8fe22b
-COLOURS = dict(weights='var(--qnb-a)', constants='var(--qnb-ok)', rest='color-mix(in srgb,var(--qnb-a) 55%,transparent)', adapters='var(--qnb-b)',
-    gradients='color-mix(in srgb,var(--qnb-b) 60%,transparent)', optimizer='color-mix(in srgb,var(--qnb-bad) 70%,transparent)')
+COLOURS = dict(weights='var(--qnb-a)', constants='var(--qnb-ok)', rest='color-mix(in srgb,var(--qnb-a) 60%,var(--qnb-ink))', adapters='var(--qnb-b)',
+    gradients='color-mix(in srgb,var(--qnb-b) 60%,var(--qnb-ink))', optimizer='var(--qnb-bad)')
 LEGEND = dict(weights='weights', constants='quantisation constants', rest='embeddings, norms, head', adapters='adapters', gradients='gradients', optimizer='optimizer state')
 
 @dataclass(frozen=True)
@@ -47,17 +47,18 @@ class Plan(Shown):
     def _html(self): return _page(self)
 
 # %% ../nbs/planner.ipynb #5b1f5dd1
-def _share(b): return f'{b.trainable:,} ({b.trainable/b.parameters:.2%})'
-
+def _method(b): return b.title.split(': ', 1)[1]
 def _methods(p):
-    return [((b.title.split(': ', 1)[1])+(' ◀ this config' if i==p.chosen else ''), fmt_bytes(b.total, 'GiB'), f"({fmt_bytes(b.total, 'GB')})", _share(b)) for i,b in enumerate(p.budgets)]
+    binary,decimal = ('GiB', 'GB') if min(b.total for b in p.budgets)>.1*GiB else ('MiB', 'MB')
+    return [(_method(b)+(' ◀ this config' if i==p.chosen else ''), fmt_bytes(b.total, binary), f'({fmt_bytes(b.total, decimal)})',
+        f'{b.trainable:,} ({b.trainable/b.parameters:.2%})') for i,b in enumerate(p.budgets)]
 
 def _cards(p):
     devices = [d for d in gpus() if d.memory]
     if p.device.memory and p.device not in devices: devices = [p.device, *devices]
     return [(('▶ ' if d==p.device else '')+d.name, fmt_bytes(d.memory, 'GiB'), *(room(b, d) for b in p.budgets)) for d in devices]
 
-METHOD_HEAD = ('states of', 'GiB', 'GB', 'trained parameters')
+METHOD_HEAD = ('states of', 'memory', '', 'trained parameters')
 CARD_HEAD = ('card', 'usable', 'full', 'LoRA', 'quantised')
 CARD_NOTE = """What the states alone leave of each card. `exceeded` is final: no batch is small enough. What is left is room for activations,
 logits and the CUDA context, not a promise that they fit. `only by paging`: the driver would have to swap optimizer state."""
@@ -83,8 +84,10 @@ def _bar(b, top):
 
 def _bars(p):
     top = max(b.total for b in p.budgets)
-    def row(cells, b): return tag('tr', tag('th', escape(cells[0]), scope='row')+tag('td', _bar(b, top))+''.join(tag('td', escape(c), cls='num') for c in cells[1:]))
-    head = tag('thead', tag('tr', ''.join(tag('th', h, scope='col') for h in (METHOD_HEAD[0], '', *METHOD_HEAD[1:]))))
+    def row(cells, b):
+        said = ''.join(tag('td', escape(c), cls='num') for c in cells[1:])
+        return tag('tr', tag('th', escape(cells[0]), scope='row')+tag('td', _bar(b, top))+said, cls='strong' if b is p.budget else '')
+    head = tag('thead', tag('tr', ''.join(tag('th', h, 'num' if i>1 else '', scope='col') for i,h in enumerate((METHOD_HEAD[0], '', *METHOD_HEAD[1:])))))
     key = ' '.join(tag('span', tag('span', '■', style=f'color:{c}', aria_hidden='true')+' '+LEGEND[g]) for g,c in COLOURS.items())
     return tag('table', head+tag('tbody', ''.join(row(c, b) for c,b in zip(_methods(p), p.budgets))))+tag('div', key, cls='row dim')
 
@@ -92,11 +95,10 @@ def _fold(title, body, open_=None): return tag('details', tag('summary', escape(
 
 # %% ../nbs/planner.ipynb #1ab675d9
 def _page(p):
-    terms = ''.join(_fold(b.title, b.html(), '' if i==p.chosen else None) for i,b in enumerate(p.budgets))
-    cards = _fold('Which cards the states alone exceed', html_table(_cards(p), CARD_HEAD, num=(1, 2, 3, 4))+tag('div', escape(CARD_NOTE), cls='dim'))
-    quoted = _fold('Figures that are often quoted', html_table(_quoted(p), QUOTED_HEAD, num=(1,))+tag('div', escape(QUOTED_NOTE), cls='dim'))
-    notes = ''.join(tag('div', escape(n), cls='note') for n in p.notes)
-    return tag('h4', escape(_title(p)))+_bars(p)+notes+terms+cards+quoted
+    terms = ''.join(_fold('Terms of '+_method(b), b.html(), '' if i==p.chosen else None) for i,b in enumerate(p.budgets))
+    cards = _fold('Which cards the states alone exceed', html_table(_cards(p), CARD_HEAD, num=(1, 2, 3, 4), dim=('exceeded',))+html_notes([CARD_NOTE], 'note info'))
+    quoted = _fold('Figures that are often quoted', html_table(_quoted(p), QUOTED_HEAD, num=(1,))+html_notes([QUOTED_NOTE], 'note info'))
+    return tag('h4', escape(_title(p)))+_bars(p)+html_notes(p.notes, 'note info')+terms+cards+quoted
 
 # %% ../nbs/planner.ipynb #d02fa413
 RECENT = Device('cuda', 'a GPU with native bfloat16', bf16=True)

@@ -7,7 +7,7 @@ __all__ = ['SAID', 'eta', 'figures', 'memory_figures', 'curve', 'run_html', 'lef
 
 # %% ../nbs/report.ipynb #f5c6a425
 from html import escape
-from .render import fmt_bytes, fmt_time, html_table, svg_curve, tag
+from .render import fmt_bytes, fmt_time, html_notes, html_table, svg_curve, tag
 
 # %% ../nbs/report.ipynb #b90f965e
 SAID = dict(loading='loading', training='training', evaluating='evaluating', saving='saving', stopping='stopping after this step',
@@ -32,9 +32,8 @@ def figures(run)->list: # (name, value) in the order shown
 def memory_figures(run)->list: # (name, value)
     "Memory now, at its peak, and what the plan had said"
     if not run.memory_now: return []
-    said = f'{fmt_bytes(run.memory_now)} now, {fmt_bytes(run.memory_peak)} peak'
     plan = [('planned states', fmt_bytes(run.memory_planned))] if run.memory_planned else []
-    return [(f'memory, {run.memory_kind}', said)]+plan
+    return [(f'memory, {run.memory_kind}', fmt_bytes(run.memory_now)), ('peak memory', fmt_bytes(run.memory_peak))]+plan
 
 # %% ../nbs/report.ipynb #95a51953
 def curve(run)->str: # SVG
@@ -47,13 +46,12 @@ def run_html(run)->str: # HTML fragment
     "A run as the page shows it, live or afterwards"
     state = tag('span', SAID[run.status], cls=dict(finished='ok', failed='bad').get(run.status, ''))
     head = tag('h4', f'{escape(run.name)} · {state}')+tag('div', escape(run.where), cls='dim')
-    bar = tag('progress', '', value=run.step, max=run.total or 1, aria_label=f'step {run.step} of {run.total}', style='width:100%;max-width:560px')
-    nums = tag('div', ''.join(tag('span', f'<span class="dim">{escape(k)}</span> <span class="big">{escape(v)}</span>') for k,v in figures(run)), cls='row')
-    notes = ''.join(tag('div', escape(n), cls='note') for n in run.notes)
-    return head+bar+nums+curve(run)+notes+_end(run)
+    bar = tag('progress', '', value=run.step, max=run.total or 1, aria_label=f'step {run.step} of {run.total or "?"}')
+    nums = tag('dl', ''.join(tag('div', tag('dt', escape(k))+tag('dd', escape(v))) for k,v in figures(run)))
+    return head+bar+nums+(curve(run) if run.losses else '')+html_notes(run.notes)+_end(run)
 
 def _end(run):
-    if run.error is not None: return tag('div', escape(str(run.error)), cls='note bad')
+    if run.error is not None: return html_notes([run.error], 'note bad')
     if run.status in ('finished', 'stopped'): return html_table(left_behind(run), caption='Left behind')
     return tag('div', escape(run.how_to_stop), cls='dim')
 

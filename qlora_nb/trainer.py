@@ -26,11 +26,11 @@ def sft_config(
     "The `training` section as TRL's own config"
     from trl import SFTConfig
     t = config.training
-    kw = {k: getattr(t, k) for k in SAME if getattr(t, k) is not None}
+    kw,to = {k: getattr(t, k) for k in SAME if getattr(t, k) is not None},config.tracking.report_to
     if validation and t.eval_strategy!='no': kw.update(eval_strategy=t.eval_strategy, eval_steps=t.eval_steps)
     return SFTConfig(output_dir=str(folder), use_cpu=device.kind=='cpu', bf16=precision.compute=='bfloat16', fp16=precision.compute=='float16',
         gradient_checkpointing=t.gradient_checkpointing is True, packing=t.packing is True, max_length=t.max_length if t.packing is True else None,
-        save_strategy='steps', report_to=config.tracking.report_to, run_name=Path(folder).name, disable_tqdm=True, logging_nan_inf_filter=False,
+        save_strategy='steps', report_to=list(to) if isinstance(to, tuple) else to, run_name=Path(folder).name, disable_tqdm=True, logging_nan_inf_filter=False,
         logging_first_step=True, dataloader_pin_memory=device.kind in ('cuda', 'rocm'), **kw)
 
 # %% ../nbs/trainer.ipynb #456c972d

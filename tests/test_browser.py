@@ -1,0 +1,150 @@
+"What a person sees and does in JupyterLab: panels that move, ■ and Stop, the keyboard, both themes, and the notebook opened again"
+import json, re, shutil
+import nbformat, pytest, tiny
+from conftest import root
+from lab import MINUTE, Lab, Server, cells
+from playwright.sync_api import expect, sync_playwright
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+CONTRAST = '''() => {
+  const ctx = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true})
+  const rgba = c => { ctx.clearRect(0, 0, 1, 1); ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1); return [...ctx.getImageData(0, 0, 1, 1).data] }
+  const over = (top, a, below) => below.map((b, i) => top[i]*a+b*(1-a))
+  const light = c => c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s, v, i) => s+v*[.2126, .7152, .0722][i], 0)
+  const chain = e => e ? [...chain(e.parentElement), e] : []
+  const bad = []
+  for (const e of document.querySelectorAll('.qnb *')) {
+    const text = [...e.childNodes].filter(n => n.nodeType===3).map(n => n.data).join('').trim()
+    if (!text || !e.checkVisibility() || e.closest('style,title')) continue
+    const enough = e.ariaHidden ? 3 : 4.5
+    let back = [255, 255, 255], opacity = 1
+    for (const a of chain(e)) {
+      const s = getComputedStyle(a), c = rgba(s.backgroundColor)
+      back = over(c, c[3]/255, back); opacity *= s.opacity
+    }
+    const style = getComputedStyle(e), c = rgba(e.ownerSVGElement ? style.fill : style.color)
+    const [a, b] = [light(over(c, c[3]/255*opacity, back)), light(back)].sort((x, y) => y-x)
+    if ((a+.05)/(b+.05) < enough) bad.push([text.slice(0, 40), Math.round(100*(a+.05)/(b+.05))/100])
+  }
+  return bad }'''
+
+@pytest.fixture(scope='module')
+def window(chromium, tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp('lab'))
+    try:
+        server.wait()
+        with sync_playwright() as playwright:
+            window = Lab(server, playwright, chromium)
+            yield window
+            window.close()
+    finally: server.stop()
+
+@pytest.fixture
+def lab(window):
+    "The window for one test; afterwards no kernel is left, and nothing may have failed in the browser"
+    window.errors.clear()
+    yield window
+    window.shutdown()
+    assert not window.errors
+
+def opened(lab, name, *sources):
+    cells(lab.server.root/name, *sources)
+    lab.open(name)
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    "The cells before training: far more steps than anybody waits for"
+    cfg = (f"%%qlora_config\nmodel: {tiny.model_folder(tmp_path_factory.mktemp('model'))}\ndata: {{train: rows, validation: rows}}\n"
+        'training: {per_device_train_batch_size: 2, gradient_accumulation_steps: 1, max_length: 64, max_steps: 5000}')
+    return ['%load_ext qlora_nb', f'rows = {tiny.rows()!r}', cfg]
+
+def events(lab, run): return [json.loads(l) for l in (lab.server.root/'runs'/run/'events.jsonl').read_text().splitlines()]
+def step(output): return int(re.search(r'step\s*(\d+) of', output.inner_text())[1])
+def moves(lab, i):
+    "Two looks at a panel: the second one shows a later step"
+    panel = lab.output(i).locator('.qnb').last
+    expect(panel).to_contain_text('gradient norm', timeout=4*MINUTE)
+    seen = step(panel)
+    lab.wait(f"Number(/step\\s*(\\d+) of/.exec(document.querySelectorAll('.jp-CodeCell')[{i}].innerText)[1])>{seen}")
+
+def stopped(lab, i, run):
+    "A panel that has become a report, and a checkpoint of its very step"
+    report = lab.output(i).locator('.qnb').last
+    expect(report).to_contain_text('stopped, can go on')
+    expect(lab.output(i).locator('.widget-html')).to_have_count(0)
+    n,last = step(report),events(lab, run)[-1]
+    assert (last['event'], last['step'])==('stopped', n) and (lab.server.root/'runs'/run/f'checkpoint-{n}'/'trainer_state.json').exists()
+    return report
+
+def legible(lab):
+    "Text at 4.5:1 or better in both themes"
+    for theme in ('Dark', 'Light'):
+        lab.theme(theme)
+        assert lab.page.evaluate(CONTRAST)==[], theme
+
+def test_before_training(lab):
+    shutil.copy(root/'nbs'/'examples'/'quickstart.ipynb', lab.server.root/'quickstart.ipynb')
+    lab.open('quickstart.ipynb')
+    for i in range(4): lab.run(i)
+    expect(lab.output(1)).to_contain_text('training.learning_rate')
+    expect(lab.output(2)).to_contain_text('SmolLM2-135M')
+    expect(lab.output(3)).to_contain_text('Llama-2-7B: 6,738,415,616 parameters')
+    expect(lab.output(3)).to_contain_text('107.8 GB')
+    folds = lab.output(3).locator('details')
+    for key,fold in zip(('Enter', ' '), (folds.first, folds.last)):
+        expect(fold).not_to_have_attribute('open', '')
+        fold.locator('summary').press(key)
+        expect(fold).to_have_attribute('open', '')
+    legible(lab)
+    with lab.narrow(): assert lab.page.evaluate("() => [...document.querySelectorAll('.qnb')].every(e => e.getBoundingClientRect().right<=innerWidth)")
+
+def test_interrupt_and_open_again(lab, prepared):
+    opened(lab, 'run.ipynb', *prepared, '%qlora_train -o run')
+    for i in range(3): lab.run(i)
+    was = lab.prompt(3)
+    lab.start(3)
+    moves(lab, 3)
+    assert lab.prompt(3).strip()=='[*]:'
+    lab.toolbar('interrupt').click()
+    lab.finished(3, was)
+    stopped(lab, 3, 'run')
+    assert [o['why'] for o in events(lab, 'run') if o['event']=='stop']==['interrupt']
+    lab.save()
+    path = lab.server.root/'run.ipynb'
+    nb = nbformat.read(path, 4)
+    assert 'state' in nb.metadata.get('widgets', dict(state={})) and path.stat().st_size<100_000
+    assert not [d for c in nb.cells for o in c.outputs for d in o.get('data', ()) if 'widget' in d]
+    lab.shutdown()
+    lab.open(path.name)
+    report = lab.output(3).locator('.qnb')
+    expect(report).to_contain_text('stopped, can go on')
+    expect(report.locator('svg')).to_be_visible()
+    everything = lab.page.locator('.jp-Notebook').inner_text()
+    assert 'Error displaying widget' not in everything and 'model not found' not in everything
+    legible(lab)
+
+def test_stop_button(lab, prepared):
+    opened(lab, 'stop.ipynb', *prepared, '%qlora_train --background -o mouse', '%qlora_train --background -o keys', '%qlora_data', '%qlora_compare --rows 4 --max-new-tokens 8')
+    for i in range(4): lab.run(i)
+    moves(lab, 3)
+    lab.button(3).click()
+    stopped(lab, 3, 'mouse')
+    lab.run(4)
+    moves(lab, 4)
+    lab.page.locator('.jp-CodeCell').nth(4).locator('.qnb h4').click()
+    for _ in range(10):
+        lab.page.keyboard.press('Tab')
+        if lab.button(4).evaluate('b => b===document.activeElement'): break
+    expect(lab.button(4)).to_be_focused()
+    lab.page.keyboard.press(' ')
+    stopped(lab, 4, 'keys')
+    assert [o['why'] for r in ('mouse', 'keys') for o in events(lab, r) if o['event']=='stop']==['button', 'button']
+    for i in (5, 6): lab.run(i)
+    expect(lab.output(5)).to_contain_text('underlined tokens are learned')
+    expect(lab.output(6)).to_contain_text('with adapter')
+    legible(lab)
+
+def test_refusal(lab):
+    opened(lab, 'wrong.ipynb', '%load_ext qlora_nb', '%%qlora_config\nmodel: demo\ndata: {train: demo}\nlora: {rnk: 8}')
+    for i in range(2): lab.run(i)
+    assert lab.output(1).inner_text().strip()=="QLoRAError: line 4, lora.rnk: unknown key 'rnk' in lora. Did you mean 'r'?"
