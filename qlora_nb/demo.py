@@ -222,10 +222,15 @@ CONFIG = '''\
 model: demo
 data: {train: demo, validation: demo}
 quantization: {bits: 4, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}
-lora: {r: 16, lora_alpha: 32, target_modules: all-linear}
+lora: {r: 16, lora_alpha: 32, lora_dropout: 0, target_modules: all-linear}
 training:
   learning_rate: 2.0e-3
-  per_device_train_batch_size: 8
-  max_steps: 75
   lr_scheduler_type: linear
+  warmup_steps: 0
+  max_grad_norm: 1.0
+  per_device_train_batch_size: 8
+  per_device_eval_batch_size: 16
+  gradient_accumulation_steps: 1
+  max_length: 256
+  max_steps: 40
 '''

@@ -88,7 +88,7 @@ class Comparison(Shown):
 
     def _html(self):
         top = html_table(self._score_rows(), ['mean of', 'before', 'after', 'change'], f'{len(self.prompts)} {self.of}', num=(1, 2, 3)) if self.scores else ''
-        rows = ''.join(tag('tr', ''.join(tag('td', tag('pre', escape(str(c))), 'long' if len(str(c))>40 else '') for c in r)) for r in self._grid())
+        rows = ''.join(tag('tr', ''.join(tag('td', escape(str(c)).replace('\n', '<br>'), 'text') for c in r)) for r in self._grid())
         head = tag('tr', ''.join(tag('th', h, scope='col') for h in ('prompt', 'wanted', 'before: base model', 'after: with adapter')))
         return top+tag('table', tag('caption', f'The first {len(self._grid())} of them')+tag('thead', head)+tag('tbody', rows))
 

@@ -46,15 +46,16 @@ CSS = '''<style>
  white-space:normal;max-width:46em}
 .qnb.qnb.qnb th{font-weight:600}.qnb.qnb.qnb thead th{vertical-align:bottom}.qnb.qnb.qnb tbody th{font-weight:400}.qnb.qnb.qnb .strong>*{font-weight:600}
 .qnb.qnb.qnb .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.qnb.qnb.qnb .long{min-width:15em}
+.qnb.qnb.qnb .text{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;min-width:9em}
 .qnb.qnb.qnb .dim{color:var(--qnb-dim)}
 .qnb.qnb.qnb :is(code,pre){font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:12px;padding:0;margin:0}
 .qnb.qnb.qnb pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;line-height:1.45}
 .qnb summary{cursor:pointer;padding:.1em 0}
 .qnb .note{border-left:3px solid var(--qnb-b);padding:.1em .7em;margin:.35em 0;max-width:64em}.qnb .info{border-color:var(--qnb-line)}
 .qnb .row{display:flex;flex-wrap:wrap;gap:.2em 1.4em}
-.qnb.qnb.qnb dl{display:flex;flex-wrap:wrap;gap:.5em 1.8em;margin:.5em 0}.qnb dl div{min-width:5em}
-.qnb.qnb.qnb dt{float:none;width:auto;margin:0;font-size:12px;font-weight:400;color:var(--qnb-dim)}
-.qnb.qnb.qnb dd{margin:0;padding:0;font-size:16px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap}
+.qnb.qnb.qnb ul{display:flex;flex-wrap:wrap;gap:.5em 1.8em;margin:.5em 0;padding:0;list-style:none}
+.qnb.qnb.qnb li{margin:0;min-width:5em;font-size:12px;color:var(--qnb-dim)}
+.qnb.qnb.qnb li b{display:block;font-size:16px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap;color:var(--qnb-ink)}
 .qnb progress{width:100%;max-width:560px;accent-color:var(--qnb-a)}
 .qnb svg{max-width:100%;height:auto;display:block;overflow:visible}.qnb td svg{min-width:7em}
 .qnb svg text{fill:currentColor;font-size:11px;font-family:inherit}
@@ -114,7 +115,7 @@ def html_bar(parts, total:float, label:str)->str: # Parts: `(name, size, colour)
     x,out,total = 0.,'',total or 1.
     for name,size,colour in parts:
         w = 100*size/total
-        out += f'<rect x="{x:.3f}%" y="0" width="{w:.3f}%" height="14" fill="{colour}"><title>{escape(name)}</title></rect>'
+        out += f'<rect x="{x:.3f}%" y="0" width="{w:.3f}%" height="14" fill="{colour}"><title>{escape(name)}</title></rect>; '
         x += w
     return tag('svg', out, width='320', height='14', role='img', aria_label=label, style='background:var(--qnb-soft)')
 
@@ -150,10 +151,10 @@ def svg_curve(
     l,r,t,b = 44,w-12,26,h-30
     def px(x): return l+(r-l)*(x-x0)/((x1-x0) or 1)
     def py(y): return b-(b-t)*(y-y0)/((y1-y0) or 1)
-    grid = ''.join(f'<path d="M{l} {py(v):.1f}H{r}" stroke="var(--qnb-line)"/><text x="{l-6}" y="{py(v)+4:.1f}" text-anchor="end">{v:g}</text>' for v in _ticks(y0, y1))
+    grid = ''.join(f'<path d="M{l} {py(v):.1f}H{r}" stroke="var(--qnb-line)"/><text x="{l-6}" y="{py(v)+4:.1f}" text-anchor="end">{v:g}</text> ' for v in _ticks(y0, y1))
     grid += f'<path d="M{l} {b}H{r}" stroke="var(--qnb-line)"/>'
-    grid += ''.join(f'<text x="{px(v):.1f}" y="{b+15}" text-anchor="middle">{v:g}</text>' for v in _ticks(x0, x1, 6))
-    return tag('svg', grid+_marks(series, px, py)+f'<text x="{r}" y="{h-2}" text-anchor="end">{escape(xlabel)}</text>',
+    grid += ''.join(f'<text x="{px(v):.1f}" y="{b+15}" text-anchor="middle">{v:g}</text> ' for v in _ticks(x0, x1, 6))
+    return tag('svg', tag('desc', escape(label)+'. ')+grid+_marks(series, px, py)+f'<text x="{r}" y="{h-2}" text-anchor="end">{escape(xlabel)}</text>',
         viewBox=f'0 0 {w} {h}', width=w, height=h, role='img', aria_label=label)
 
 def _marks(series, px, py):
@@ -162,7 +163,7 @@ def _marks(series, px, py):
         path = ' '.join(f'{px(a):.1f},{py(y):.1f}' for a,y in p)
         if len(p)>8: out += f'<polyline points="{path}" fill="none" stroke="{c}" stroke-width="1.6"/>'
         else: out += ''.join(f'<circle cx="{px(a):.1f}" cy="{py(y):.1f}" r="3.2" fill="{c}"/>' for a,y in p)
-        out += f'<rect x="{x}" y="1" width="10" height="10" fill="{c}"/><text x="{x+14}" y="10">{escape(name)}</text>'
+        out += f'<rect x="{x}" y="1" width="10" height="10" fill="{c}"/><text x="{x+14}" y="10">{escape(name)}</text> '
         x += 26+7*len(name)
     return out
 

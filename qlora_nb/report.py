@@ -47,7 +47,7 @@ def run_html(run)->str: # HTML fragment
     state = tag('span', SAID[run.status], cls=dict(finished='ok', failed='bad').get(run.status, ''))
     head = tag('h4', f'{escape(run.name)} · {state}')+tag('div', escape(run.where), cls='dim')
     bar = tag('progress', '', value=run.step, max=run.total or 1, aria_label=f'step {run.step} of {run.total or "?"}')
-    nums = tag('dl', ''.join(tag('div', tag('dt', escape(k))+tag('dd', escape(v))) for k,v in figures(run)))
+    nums = tag('ul', ''.join(tag('li', f'{escape(k)} {tag("b", escape(v))}') for k,v in figures(run)))
     return head+bar+nums+(curve(run) if run.losses else '')+html_notes(run.notes)+_end(run)
 
 def _end(run):

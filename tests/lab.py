@@ -7,7 +7,7 @@ import nbformat, psutil
 MINUTE = 60_000
 SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True),
     'notebook-extension/tracker': dict(windowingMode='none', recordTiming=False), 'docmanager-extension/plugin': dict(autosave=False)}
-PANEL = 'window.jupyterapp.shell.currentWidget'
+PANEL,CELL = 'window.jupyterapp.shell.currentWidget','.jp-Notebook .jp-CodeCell'
 KERNEL = f'{PANEL}?.sessionContext?.session?.kernel'
 
 def cells(path, *sources):
@@ -27,7 +27,7 @@ class Server:
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.url = f'http://127.0.0.1:{s.getsockname()[1]}'
-        env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1', 'IPYTHONDIR': str(home/'ipython'), 'JUPYTER_CONFIG_DIR': str(home/'config'),
+        env = {'OMP_NUM_THREADS': '1', **os.environ, 'HF_HUB_OFFLINE': '1', 'IPYTHONDIR': str(home/'ipython'), 'JUPYTER_CONFIG_DIR': str(home/'config'),
             'JUPYTER_DATA_DIR': str(home/'data'), 'JUPYTER_RUNTIME_DIR': str(home/'runtime'), 'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'),
             'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces')}
         off = ['--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly',
@@ -77,7 +77,7 @@ class Lab:
         self.wait(f"{KERNEL}?.status==='idle'")
 
     def wait(self, condition, timeout=2*MINUTE): self.page.wait_for_function(f'() => {condition}', timeout=timeout)
-    def cell(self, i): return self.page.locator('.jp-Notebook .jp-CodeCell').nth(i)
+    def cell(self, i): return self.page.locator(CELL).nth(i)
     def output(self, i): return self.cell(i).locator('.jp-OutputArea-output')
     def prompt(self, i): return self.cell(i).locator('.jp-InputPrompt').inner_text()
     def start(self, i):
@@ -93,8 +93,14 @@ class Lab:
 
     def finished(self, i, was='', timeout=4*MINUTE):
         "Wait until a cell has a number other than `was`"
-        prompt = f"document.querySelectorAll('.jp-Notebook .jp-CodeCell')[{i}].querySelector('.jp-InputPrompt').innerText.trim()"
+        prompt = f"document.querySelectorAll('{CELL}')[{i}].querySelector('.jp-InputPrompt').innerText.trim()"
         self.wait(f"/^\\[\\d+\\]:$/.test({prompt}) && {prompt}!=={was.strip()!r}", timeout)
+
+    def step(self, i, after=-1, timeout=4*MINUTE):
+        "The step that a cell's panel shows, once it is later than `after`"
+        shown = f"Number(/step\\s*(\\d+) of/.exec(document.querySelectorAll('{CELL}')[{i}].innerText)?.[1])"
+        self.wait(f'{shown}>{after}', timeout)
+        return self.page.evaluate(f'() => {shown}')
 
     def toolbar(self, name): return self.page.locator(f'.jp-NotebookPanel-toolbar [data-jp-item-name="{name}"] :is(jp-button, button)').first
     def button(self, i): return self.output(i).locator('button.widget-button')

@@ -7,7 +7,8 @@ from qlora_nb.loading import guard, load_base, load_tokenizer, lora_config, mode
 
 LORA = S(r=8, lora_alpha=16, lora_dropout=0., use_rslora=False, use_dora=False, init_lora_weights=True, target_modules='all-linear')
 def config(bits=4, double=True, kind='nf4'):
-    return S(training=S(max_length=64), quantization=S(bits=bits, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double), revision=None, trust_remote_code=False, lora=LORA)
+    q = S(bits=bits, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double)
+    return S(training=S(max_length=64), quantization=q, revision=None, trust_remote_code=False, lora=LORA)
 
 def repacks(): # does this processor take bitsandbytes' repacking path?
     l = bnb.nn.Linear4bit(64, 64, quant_type='nf4')
