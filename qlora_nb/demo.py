@@ -110,7 +110,7 @@ def data_path(
 )->Path: # A JSON-lines file inside the package
     "Where the shipped rows are"
     if split not in _SIZE: raise QLoRAError(f"no demo split {split!r}; there are 'train' and 'heldout'")
-    return Path(str(files('qlora_nb')/'data'/f'demo_{split}.jsonl'))
+    return Path(str(files('qlora_nb')/'assets'/f'demo_{split}.jsonl'))
 
 @lru_cache
 def _text(split): return data_path(split).read_text(encoding='utf-8')

@@ -37,7 +37,7 @@ class Device(Shown):
 @cache
 def _catalogue():
     out = []
-    for g in json.loads((files('qlora_nb')/'data'/'gpus.json').read_text(encoding='utf-8'))['gpus']:
+    for g in json.loads((files('qlora_nb')/'assets'/'gpus.json').read_text(encoding='utf-8'))['gpus']:
         cap,gib = tuple(g['capability']),g['usable_gib']
         d = Device('cuda', g['name'], gib and round(gib*GiB), cap, cap>=(8, 0), source=f"{g['source']} ({g['date']})")
         out.append((d, [g['name'], *g['also']]))

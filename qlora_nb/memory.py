@@ -60,7 +60,7 @@ def _rows(b):
     return rows+[('total', fmt_bytes(b.total), '', f'{b.total:,} B')]
 
 def _html_terms(b):
-    def td(i, c, rule): return tag('td', escape(c), 'num' if i==1 else 'long' if len(c)>40 else '', title=rule if i==0 else None)
+    def td(i, c, rule): return tag('td', escape(c), ('', 'num', 'short', 'long')[i], title=rule if i==0 else None)
     def row(cells, rule): return tag('tr', ''.join(td(i, c, rule) for i,c in enumerate(cells)), '' if rule else 'strong')
     head = tag('tr', ''.join(tag('th', h, 'num' if i==1 else '', scope='col') for i,h in enumerate(TERM_HEAD)))
     return tag('table', tag('thead', head)+tag('tbody', ''.join(row(c, rule) for c,rule in zip(_rows(b), [*(t.source for t in b.terms), None]))))

@@ -134,7 +134,7 @@ DEMO = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 @cache
 def _names():
     out = {}
-    for m in json.loads((files('qlora_nb')/'data'/'models.json').read_text(encoding='utf-8'))['models']:
+    for m in json.loads((files('qlora_nb')/'assets'/'models.json').read_text(encoding='utf-8'))['models']:
         out.setdefault(m['name'].lower(), (m, next(iter(m['hub_ids']))))
         for hub_id in m['hub_ids']:
             for n in (hub_id, hub_id.split('/')[-1]): out.setdefault(n.lower(), (m, hub_id))

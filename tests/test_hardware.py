@@ -18,7 +18,7 @@ def smi(monkeypatch, cards): monkeypatch.setattr(hardware, '_smi', lambda: cards
 
 
 def test_every_card_has_a_source_and_a_date():
-    for g in json.loads((files('qlora_nb')/'data'/'gpus.json').read_text())['gpus']:
+    for g in json.loads((files('qlora_nb')/'assets'/'gpus.json').read_text())['gpus']:
         assert g['date'] and g['source'] and (g['usable_gib'] is None)==(g['source']=='no figure found')
     for d in gpus(): assert gpu(d.name)==d and d.bf16==(d.capability>=(8, 0)) and (d.memory is None or 5*GiB<d.memory<200*GiB)
 

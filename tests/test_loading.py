@@ -3,7 +3,7 @@ from types import SimpleNamespace as S
 import bitsandbytes as bnb, pytest, tiny, torch
 from peft import get_peft_model
 from qlora_nb.errors import QLoRAError
-from qlora_nb.loading import guard, load_base, load_tokenizer, lora_config, model_source, upcast_adapters
+from qlora_nb.loading import _refused, guard, load_base, load_tokenizer, lora_config, model_source, upcast_adapters
 
 LORA = S(r=8, lora_alpha=16, lora_dropout=0., use_rslora=False, use_dora=False, init_lora_weights=True, target_modules='all-linear')
 def config(bits=4, double=True, kind='nf4'):
@@ -115,3 +115,11 @@ def test_a_folder_without_config_json(tmp_path):
 def test_attention_only_takes_the_attention_layers(folder):
     lora = S(**{**vars(LORA), 'target_modules': 'attention-only'})
     assert lora_config(lora, load_base(folder, config(), tiny.cpu())).target_modules=={'q_proj', 'k_proj', 'v_proj', 'o_proj'}
+
+class GatedRepoError(OSError): "Named like the hub's own"
+
+@pytest.mark.parametrize('error,said', [(GatedRepoError('401 Client Error. Access is gated'), 'm is gated: accept its terms on its hub page'),
+    (OSError("We couldn't connect to 'https://huggingface.co'"), 'm is not on this machine and the hub cannot be reached'), (ValueError('line 1\nline 2'), 'm cannot be loaded: line 1')])
+def test_what_the_hub_answers(error, said):
+    e = _refused('m', error)
+    assert str(e).startswith(f'model: {said}') and len(str(e).splitlines())==1

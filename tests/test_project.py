@@ -61,7 +61,7 @@ def test_module_imports_without_torch(module):
 def test_wheel_is_complete(wheel):
     inside = set(ZipFile(wheel).namelist())
     own = {f.as_posix() for f in files('qlora_nb')}
-    assert any(f.startswith('qlora_nb/data/') for f in own)
+    assert any(f.startswith('qlora_nb/assets/') for f in own)
     assert own=={f for f in inside if '.dist-info/' not in f}
 
 SECRET = re.compile(r'\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9]{30,}|\bAKIA[A-Z0-9]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY')

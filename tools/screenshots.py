@@ -14,6 +14,7 @@ def pictures(lab, step=30):
     "plan.png, and training.png as it is at this step; then the run is stopped"
     def picture(i, name):
         lab.cell(0).locator('.jp-InputPrompt').click()
+        lab.page.mouse.move(0, 0)
         lab.cell(i).screenshot(path=images/f'{name}.png')
 
     sources = [o.source for o in nbformat.read(quickstart, 4).cells if o.cell_type=='code']
