@@ -81,7 +81,7 @@ class Training(Section):
     per_device_eval_batch_size: int = Field(1, ge=1, le=4096, description='rows in one validation pass')
     gradient_accumulation_steps: int = Field(16, ge=1, le=10**6, description='passes summed up before one optimizer step')
     max_length: int = Field(1024, ge=8, le=2**20, description='longest row, in tokens; what happens beyond is `data.on_overlength`')
-    packing: Switch = Field('auto', description='put several short rows into one sequence; `auto` decides by the row lengths')
+    packing: Switch = Field('auto', description='put several short rows into one sequence, kept apart by the attention mask; `auto`: off')
     learning_rate: float = Field(2e-4, gt=0, le=1, description='peak step size of the optimizer')
     lr_scheduler_type: Literal[SCHEDULES] = Field('linear', description='course of the learning rate after warm-up')
     warmup_steps: Share = Field(0.03, ge=0, le=10**9, description='optimizer steps until the peak rate, or their share of all steps',
@@ -653,6 +653,7 @@ def _for_device(config, device):
     "Changes and notes that follow from the machine"
     t,dtype,changes,notes = config.training,config.quantization.bnb_4bit_compute_dtype,{},[]
     if t.gradient_checkpointing=='auto': changes['training.gradient_checkpointing'] = device.kind!='cpu'
+    if t.packing=='auto': changes['training.packing'] = False
     if t.optim.startswith('paged_') and device.kind!='cuda':
         changes['training.optim'] = 'adamw_torch' if 'adamw' in t.optim else t.optim.removeprefix('paged_')
         notes.append(f"training.optim: {t.optim} needs an NVIDIA GPU, so {changes['training.optim']} is used here")

@@ -134,3 +134,10 @@ def test_the_trainable_tensors_are_float32_and_only_answers_are_learned(cell):
     assert {str(p.dtype) for p in run.trainer.model.parameters() if p.requires_grad}=={'torch.float32'}
     row = run.data.train.dataset[0]
     assert run.tokenizer.decode([t for t in row['labels'] if t!=-100]).replace(' ', '') in ('thecat</s>', 'thecat</s>')
+
+def test_packed_rows_learn_what_single_rows_learn(cell):
+    "Four rows in one packed sequence and in one padded batch: the same loss"
+    rows = dict(rows=tiny.rows(4))
+    packed = train(cell(packing='true', max_length=256, per_device_train_batch_size=1, max_steps=1), rows)
+    padded = train(cell(max_length=256, per_device_train_batch_size=4, max_steps=1), rows)
+    assert len(packed.trainer.train_dataset)==1 and abs(packed.losses[0][1]-padded.losses[0][1])<5e-3
