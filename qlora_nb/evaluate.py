@@ -20,8 +20,10 @@ def _inference(model, tok):
     was = model.training,model.config.use_cache,tok.padding_side
     model.eval()
     model.config.use_cache,tok.padding_side = True,'left'
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda m, x: (x[0].contiguous(),))
     try: yield
     finally:
+        hook.remove()
         model.train(was[0])
         model.config.use_cache,tok.padding_side = was[1:]
 
