@@ -25,9 +25,9 @@ demo: $(READY) $(QUICKSTART)
 	    print(*(o.get('text') or o.data['text/plain'] for o in c.outputs), sep='\n')"
 	@echo 'The executed notebook: demo_out/quickstart.ipynb'
 
-## test   everything: style, notebooks and modules in step, the notebooks' own asserts, pytest with browser and Colab lanes
-test: lint sync
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2
+## test   everything: style, notebooks and modules in step, the demo, the notebooks' own asserts, pytest with browser and Colab lanes
+test: lint sync demo
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --skip-folder-re examples
 	HF_HUB_OFFLINE=1 python -m pytest --durations=10
 
 ## lint   the style check
