@@ -24,7 +24,7 @@ def pictures(lab, step=30):
     for i in range(plan+1): lab.run(i)
     picture(plan, 'plan')
     lab.start(train)
-    lab.step(train, step-1, 30*MINUTE)
+    lab.step(train, step-1, 15*MINUTE)
     picture(train, 'training')
     lab.toolbar('interrupt').click()
     lab.finished(train)
