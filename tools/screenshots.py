@@ -1,5 +1,5 @@
 "The README's pictures, taken in JupyterLab while the quickstart notebook trains the demo model: python tools/screenshots.py"
-import shutil, sys, tempfile
+import shutil, signal, sys, tempfile
 from pathlib import Path
 import nbformat
 from playwright.sync_api import sync_playwright
@@ -30,6 +30,7 @@ def pictures(lab, step=30):
     lab.finished(train)
 
 if __name__=='__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(quickstart, folder)
         server = Server(Path(folder))
