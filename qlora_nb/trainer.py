@@ -70,6 +70,7 @@ class Run(Shown):
         self._stop.set()
         self.status = 'stopping'
         self.event('stop', why=why)
+        self.on_change(self)
 
     def event(self, kind, **values):
         "Append one line to events.jsonl"

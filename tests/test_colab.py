@@ -58,7 +58,7 @@ def test_loads_in_the_kernel(colab, tmp_path):
     nb = dict(nbformat=4, nbformat_minor=4, metadata={}, cells=[
         dict(cell_type='code', source=o, metadata={}, outputs=[], execution_count=None) for o in cells])
     (tmp_path/'load.ipynb').write_text(json.dumps(nb))
-    out = [c['outputs'][-1]['data']['text/plain'] for c in kernel(colab, tmp_path, tmp_path/'load.ipynb')['cells']]
+    out = [''.join(c['outputs'][-1]['data']['text/plain']) for c in kernel(colab, tmp_path, tmp_path/'load.ipynb')['cells']]
     assert out==["('7.34.0', '6.17.1', '7.7.1')", 'False', 'True']
 
 def test_quickstart(colab, tmp_path):
