@@ -7,7 +7,7 @@ __all__ = ['MODEL_TYPES', 'DEMO', 'Linear', 'Tensor', 'Architecture', 'from_conf
 
 # %% ../nbs/models.ipynb #cf5c2532
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from math import prod
@@ -56,6 +56,7 @@ class Architecture(Shown):
     max_position_embeddings: int|None = None # Longest sequence it was made for, tokens
     hub_id: str = '' # The model on the hub whose weights have this shape
     source: str = '' # Where the shape was read
+    config: dict|None = field(default=None, compare=False, repr=False) # `config.json` as it was read
 
     @property
     def linears(self):
@@ -126,7 +127,7 @@ def from_config(
     if not c.get('head_dim') and c['hidden_size']%heads: raise QLoRAError(f"{who}: hidden_size {c['hidden_size']} is not a multiple of its {heads} attention heads")
     return Architecture(who, c['model_type'], **{k: c[k] for k in _NEEDED}, head_dim=c.get('head_dim') or c['hidden_size']//heads,
         tie_word_embeddings=bool(c.get('tie_word_embeddings', False)), biases=_biases(c), qk_norm=c['model_type']=='qwen3',
-        max_position_embeddings=c.get('max_position_embeddings'), hub_id=hub_id, source=source)
+        max_position_embeddings=c.get('max_position_embeddings'), hub_id=hub_id, source=source, config=dict(config))
 
 # %% ../nbs/models.ipynb #f8c4a7d1
 DEMO = 'HuggingFaceTB/SmolLM2-135M-Instruct'
