@@ -26,23 +26,40 @@ def dtype_of(row):
     said = row['compute_dtype'] or 'float16'
     return next((full for short,full in (('bf16', 'bfloat16'), ('bfloat16', 'bfloat16'), ('fp16', 'float16'), ('float16', 'float16')) if said.startswith(short)), 'float32')
 
-def stack_of(row, dtype):
+def stack_of(row, dtype, kernel):
     "The stack a row states; `unknown` is answered by the library's default of that time"
     s = row['stack']
-    if not s: return stack('raw', upcast='none', outputs_kept=False)
+    if not s: return stack('raw', upcast='none', outputs_kept=False, kernel=kernel)
     autocast = s['autocast'] if s['autocast']!='unknown' else dtype if 'autocast' in row['compute_dtype'] else None
-    return stack('raw' if s['loop']=='raw' else 'trainer', autocast=autocast, upcast=s['upcast'], loss=s['loss'], outputs_kept=s['outputs_kept_through_backward'],
-        adapter_dtype='float32' if s['adapter_dtype'] in (None, 'unknown') else s['adapter_dtype'], use_reentrant=s['use_reentrant'] is True)
+    return stack('raw' if s['loop']=='raw' else 'trainer', autocast=autocast, upcast=s['upcast'], loss='full_logits_shifted' if 'TRL' in s['loop'] and s['loss']=='full_logits' else s['loss'], outputs_kept=s['outputs_kept_through_backward'],
+        adapter_dtype='float32' if s['adapter_dtype'] in (None, 'unknown') else s['adapter_dtype'], use_reentrant=s['use_reentrant'] is True, kernel=kernel)
 
 def job_of(row)->Job: # `row` as `visible` gives it
     "The job of a row"
     dtype = dtype_of(row)
     targets = tuple(SHORT.get(t.split()[0], t) for t in row['target_modules'] or ('q_proj', 'v_proj'))
+    try: cap = gpu(row['gpu']).capability
+    except QLoRAError: cap = (8, 0)
+    kernel = 'efficient' if cap<(8, 0) else 'auto'
     arch = from_config({**row['model_config'], 'max_position_embeddings': row['seq_len']}, row['model'])
     return Job(arch, method='full' if row['method']=='full' else 'qlora' if row['quant'] in ('nf4', 'fp4', 'int8') else 'lora',
         quant=row['quant'] if row['quant']!='none' else 'nf4', double_quant=bool(row['double_quant']), r=row['lora_r'] or 16, target_modules=targets,
         lora_dropout=(row['stack'] or {}).get('lora_dropout') or 0., batch=row['micro_batch'], length=row['seq_len'], checkpointing=row['grad_checkpointing'],
-        attention=row['attn_impl'].split()[0], optim=next(o for said,o in OPTIMIZERS if said in row['optimizer']), dtype=dtype, stack=stack_of(row, dtype))
+        attention=row['attn_impl'].split()[0], optim=next(o for said,o in OPTIMIZERS if said in row['optimizer']), dtype=dtype, capability=cap,
+        stack=stack_of(row, dtype, kernel))
+
+def predict(row, engine='formula'): # → bytes of tensors
+    "The predictor: it is given what `visible` leaves of a row"
+    if engine=='formula': from qlora_nb.memory import estimate as f
+    else: from qlora_nb.trace import trace as f
+    return f(job_of(row)).tensors
 
 if __name__=='__main__':
-    for r in json.loads(Path(sys.argv[1]).read_text()): print(r['id'], job_of(visible(r)).stack.name)
+    args = sys.argv[1:]
+    errors = []
+    for r in json.loads(Path(args[0]).read_text()):
+        if not measured(r): continue
+        p,m = predict(visible(r)),measured(r)
+        print(f"{r['tier']} {r['id'][-62:]:62} {m/2**20:10.1f} {p/2**20:10.1f} {100*(p/m-1):+6.2f} %")
+        if r['tier']=='A': errors.append(abs(p/m-1))
+    print('tier A median', statistics.median(errors), 'p90', statistics.quantiles(errors, n=10)[-1], 'worst', max(errors))
