@@ -46,6 +46,8 @@ class Family:
     out: str = 'o_proj' # Projection after attention
     mlp: tuple = ('gate_proj', 'up_proj', 'down_proj') # Two names: no gate, or gate and up fused
     gated: bool = True # Whether the MLP has a gate
+    activation: str = 'silu' # Inside the MLP: silu, gelu, relu, or gelu_new, which is composed of several operations
+    rotary_joined: bool = False # Whether rotated and unrotated parts of queries and keys are joined into one tensor
     norms: tuple = ('input_layernorm', 'post_attention_layernorm') # Of a block
     last_norm: str = 'norm' # Before the output layer
     layer_norm: bool = False # LayerNorm, which has a bias, in place of RMSNorm
@@ -61,17 +63,17 @@ class Family:
     def linear_names(self): return (*self.qkv, self.out, *self.mlp)
 
 _PRE_POST = ('pre_feedforward_layernorm', 'post_feedforward_layernorm')
-_4H = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, layer_norm=True)
-_OPT = Family(out='out_proj', mlp=('fc1', 'fc2'), gated=False, norms=('self_attn_layer_norm', 'final_layer_norm'), last_norm='final_layer_norm', layer_norm=True,
+_4H = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, activation='gelu', layer_norm=True)
+_OPT = Family(out='out_proj', mlp=('fc1', 'fc2'), gated=False, activation='relu', norms=('self_attn_layer_norm', 'final_layer_norm'), last_norm='final_layer_norm', layer_norm=True,
     tied=True, biases=('q_proj', 'k_proj', 'v_proj', 'out_proj', 'fc1', 'fc2'), keys=(('intermediate_size', 'ffn_dim'),))
-_PHI = Family(out='dense', mlp=('fc1', 'fc2'), gated=False, norms=('input_layernorm',), last_norm='final_layernorm', layer_norm=True, parallel=True,
+_PHI = Family(out='dense', mlp=('fc1', 'fc2'), gated=False, activation='gelu_new', rotary_joined=True, norms=('input_layernorm',), last_norm='final_layernorm', layer_norm=True, parallel=True,
     biases=('q_proj', 'k_proj', 'v_proj', 'dense', 'fc1', 'fc2'), head_bias=True)
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',), last_norm='final_layer_norm', tied=True, embed='shared',
     keys=(('hidden_size', 'd_model'), ('intermediate_size', 'd_ff'), ('num_attention_heads', 'num_heads'), ('head_dim', 'd_kv'), ('num_hidden_layers', 'num_layers')))
 FAMILIES = {k: Family() for k in ('llama', 'mistral', 'qwen3', 'granite')} | dict(qwen2=Family(biases=('q_proj', 'k_proj', 'v_proj')),
     gemma=Family(tied=True), gemma2=Family(norms=Family().norms+_PRE_POST, tied=True), gemma3_text=Family(norms=Family().norms+_PRE_POST, tied=True),
-    phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj')), phi=_PHI, opt=_OPT, t5=_T5,
-    gpt_neox=Family(**_4H, last_norm='final_layer_norm', embed='embed_in', head='embed_out', parallel=True, biases=('query_key_value', 'dense', *_4H['mlp'])),
+    phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj'), rotary_joined=True), phi=_PHI, opt=_OPT, t5=_T5,
+    gpt_neox=Family(**_4H, last_norm='final_layer_norm', embed='embed_in', head='embed_out', parallel=True, rotary_joined=True, biases=('query_key_value', 'dense', *_4H['mlp'])),
     falcon=Family(**_4H, last_norm='ln_f', embed='word_embeddings', tied=True, parallel=True, norms=('input_layernorm',),
         keys=(('num_key_value_heads', 'num_kv_heads'), ('intermediate_size', 'ffn_hidden_size'))))
 MODEL_TYPES = tuple(FAMILIES)
