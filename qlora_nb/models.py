@@ -56,7 +56,6 @@ class Family:
     head_bias: bool = False # Whether the output layer has one
     tied: bool = False # Whether the output layer is the embedding matrix unless the config says otherwise
     embed: str = 'embed_tokens' # Name of the embedding matrix
-    head: str = 'lm_head' # Name of the output layer
     keys: tuple = () # `(our name, name in config.json)` where they differ
 
     @property
@@ -73,7 +72,7 @@ _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=
 FAMILIES = {k: Family() for k in ('llama', 'mistral', 'qwen3', 'granite')} | dict(qwen2=Family(biases=('q_proj', 'k_proj', 'v_proj')),
     gemma=Family(tied=True), gemma2=Family(norms=Family().norms+_PRE_POST, tied=True), gemma3_text=Family(norms=Family().norms+_PRE_POST, tied=True),
     phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj'), rotary_joined=True), phi=_PHI, opt=_OPT, t5=_T5,
-    gpt_neox=Family(**_4H, last_norm='final_layer_norm', embed='embed_in', head='embed_out', parallel=True, rotary_joined=True, biases=('query_key_value', 'dense', *_4H['mlp'])),
+    gpt_neox=Family(**_4H, last_norm='final_layer_norm', embed='embed_in', parallel=True, rotary_joined=True, biases=('query_key_value', 'dense', *_4H['mlp'])),
     falcon=Family(**_4H, last_norm='ln_f', embed='word_embeddings', tied=True, parallel=True, norms=('input_layernorm',),
         keys=(('num_key_value_heads', 'num_kv_heads'), ('intermediate_size', 'ffn_hidden_size'))))
 MODEL_TYPES = tuple(FAMILIES)
@@ -141,8 +140,8 @@ def _tensors(a):
     out = [Tensor(f.embed, 'embeddings', (v, h), 1)]
     if a.positions: out.append(Tensor('embed_positions', 'positions', (a.positions, h), 1))
     if a.encoder_layers: out.append(Tensor('relative_attention_bias', 'positions', (32, a.num_attention_heads), 2))
-    if not a.tie_word_embeddings: out.append(Tensor(f.head, 'lm_head', (v, h), 1))
-    if f.head_bias: out.append(Tensor(f.head+'.bias', 'biases', (v,), 1))
+    if not a.tie_word_embeddings: out.append(Tensor('lm_head', 'lm_head', (v, h), 1))
+    if f.head_bias: out.append(Tensor('lm_head.bias', 'biases', (v,), 1))
     linears = a.linears
     out += _norms(a)+[Tensor(l.name, 'linears' if l.quantised else 'unquantised', (l.out_features, l.in_features), l.count) for l in linears]
     return out+[Tensor(f'{l.name}.bias', 'biases', (l.out_features,), l.count) for l in linears if l.bias]
@@ -217,7 +216,7 @@ def from_config(
     c = _checked(config, who)
     heads,kind = c['num_attention_heads'],c['model_type']
     if not c.get('head_dim') and c['hidden_size']%heads: raise QLoRAError(f"{who}: hidden_size {c['hidden_size']} is not a multiple of its {heads} attention heads")
-    tied,n = c.get('tie_word_embeddings'),c['num_hidden_layers']
+    tied,n = c.get('tie_word_embeddings') if kind!='t5' else True,c['num_hidden_layers']
     return Architecture(who, kind, **{k: c[k] for k in _NEEDED if k!='num_hidden_layers'}, num_hidden_layers=c.get('num_decoder_layers') or n if kind=='t5' else n,
         head_dim=c.get('head_dim') or c['hidden_size']//heads, tie_word_embeddings=FAMILIES[kind].tied if tied is None else bool(tied), biases=_biases(c),
         qk_norm=kind in ('qwen3', 'gemma3_text'), max_position_embeddings=c.get('max_position_embeddings'), hub_id=hub_id, source=source, config=dict(config),
