@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qlora_nb.hardware._now': ('hardware.html#_now', 'qlora_nb/hardware.py'),
                                    'qlora_nb.hardware._own': ('hardware.html#_own', 'qlora_nb/hardware.py'),
                                    'qlora_nb.hardware._plain': ('hardware.html#_plain', 'qlora_nb/hardware.py'),
+                                   'qlora_nb.hardware._row': ('hardware.html#_row', 'qlora_nb/hardware.py'),
                                    'qlora_nb.hardware._smi': ('hardware.html#_smi', 'qlora_nb/hardware.py'),
                                    'qlora_nb.hardware._started': ('hardware.html#_started', 'qlora_nb/hardware.py'),
                                    'qlora_nb.hardware._visible': ('hardware.html#_visible', 'qlora_nb/hardware.py'),

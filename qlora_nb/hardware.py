@@ -116,16 +116,16 @@ def gpu(
 GPU_HEAD = ('GPU', 'usable', 'GB/s', 'TFLOP/s', 'capability', 'bfloat16', '$ an hour')
 def _dollars(usd): return '' if not usd else f'{usd[0]:.2f}' if usd[0]==usd[1] else f'{usd[0]:.2f}–{usd[1]:.2f}'
 
+def _row(d):
+    cap = '.'.join(map(str, d.capability)) if d.capability else d.kind
+    return d.name, fmt_bytes(d.memory, 'GiB') if d.memory else '', d.bandwidth, d.tflops, cap, 'native' if d.bf16 else 'no', _dollars(d.usd)
+
 @dataclass(frozen=True)
 class Catalogue(Shown):
     "Cards with memory, speed and rental price; sources in the devices themselves"
     devices: tuple # Of `Device`s
 
-    def rows(self):
-        for d in self.devices:
-            cap = '.'.join(map(str, d.capability)) if d.capability else d.kind
-            yield d.name, fmt_bytes(d.memory, 'GiB') if d.memory else '', d.bandwidth, d.tflops, cap, 'native' if d.bf16 else 'no', _dollars(d.usd)
-
+    def rows(self): return [_row(d) for d in self.devices]
     def __str__(self): return text_table(self.rows(), GPU_HEAD, num=(1, 2, 3, 6))
     def _html(self): return html_table(self.rows(), GPU_HEAD, num=(1, 2, 3, 6))
 

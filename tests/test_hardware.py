@@ -54,7 +54,7 @@ def test_own_cards_win_and_are_read_again_when_they_change(tmp_path, monkeypatch
     assert gpu('T4').memory==14*GiB and gpu('colab').tflops==65 and hardware.OWN not in gpu('colab').source
     own(tmp_path, monkeypatch, dict(gpus=[dict(name='Lab', usable_gib=40, capability=[9, 0], date='2026-11-22')]))
     assert gpu('lab').bf16 and gpu('lab').tflops is None and gpu('lab').source=='QLORA_NB_GPUS (2026-11-22)' and gpu('T4').memory>14*GiB
-    assert len(list(hardware.catalogue().rows()))==len(ENTRIES)+1
+    assert len(hardware.catalogue().rows())==len(ENTRIES)+1 and 'Lab' in str(hardware.catalogue())
 
 
 @pytest.mark.parametrize('text,say', [('[', 'not JSON'), ('[]', 'a list under'), (dict(gpus=[dict(usable_gib=4)]), 'needs a `name`'),
