@@ -95,13 +95,13 @@ def _shape_rows(a):
     return rows+[('all', '', None, a.num_parameters)], ('tensor', 'shape', 'count', 'parameters'), f'{a.name} ({a.model_type})'
 
 # %% ../nbs/models.ipynb #9df429f4
-MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
+MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3', 'granite')
 _NEEDED = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size', 'vocab_size')
 
 def _biases(c):
     qkv = ('q_proj', 'k_proj', 'v_proj')
-    attn = qkv if c['model_type']=='qwen2' else qkv+('o_proj',) if c.get('attention_bias') and c['model_type']!='mistral' else ()
-    return attn+(('gate_proj', 'up_proj', 'down_proj') if c.get('mlp_bias') and c['model_type']=='llama' else ())
+    attn = qkv if c['model_type']=='qwen2' or c.get('attention_bias')=='qkv' else qkv+('o_proj',) if c.get('attention_bias') and c['model_type']!='mistral' else ()
+    return attn+(('gate_proj', 'up_proj', 'down_proj') if c.get('mlp_bias') and c['model_type'] in ('llama', 'granite') else ())
 
 def _checked(c, who):
     kind = c.get('model_type')

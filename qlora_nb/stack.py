@@ -20,9 +20,10 @@ class Stack:
     autocast: str|None # Number type under `torch.autocast`, None without
     upcast: str # What was cast to float32 after loading: none, norms, or all that is not quantised
     adapter_dtype: str # Of adapters and their gradients
-    loss: str # full_logits, fused (TRL's head in chunks), learned (head on learned positions), liger
+    loss: str # full_logits, full_logits_shifted (transformers 4), fused (TRL's head in tiles), learned (head on learned positions), liger
     outputs_kept: bool # Whether the model's output, logits included, lives while gradients are computed
     use_reentrant: bool = False # Kind of gradient checkpointing
+    kernel: str = 'auto' # Behind `sdpa`: flash, efficient or math where it is pinned
     optimizer_state: str = '' # Number type of the state where it is not the optimizer's own choice
 
 # %% ../nbs/stack.ipynb #413b93d5
@@ -52,12 +53,14 @@ class Job:
     lora_dropout: float = 0. # Share of inputs that adapters drop
     batch: int = 1 # Rows of a micro-batch
     length: int = 1024 # Tokens of a row
-    learned: float = 1. # Share of tokens with a label; matters to the loss `learned`
+    learned: float = 1. # Share of tokens with a label; the losses `fused` and `learned` compute those alone
+    accumulation: int = 1 # Micro-batches of one optimizer step; from two on, all gradients are there while activations are
     checkpointing: bool = True # Gradient checkpointing of whole layers
     attention: str = 'sdpa' # eager, sdpa or flash_attention_2
     optim: str = 'paged_adamw_32bit' # As `training.optim`
     dtype: str = 'bfloat16' # Of products and of weights that are neither quantised nor upcast
     device: str = 'cuda' # cuda or cpu: which kernels run
+    capability: tuple = (8, 0) # Of the GPU; the flash kernel needs 8.0, and the work space of cuBLAS grows at 9.0
     stack: Stack = STACKS['qlora_nb'] # The code around the model
 
     @property
