@@ -8,14 +8,13 @@ __all__ = ['ENGINES', 'WASTE', 'WASTE_FROM', 'CONTEXT', 'PROCESS', 'BASE', 'VERD
            'largest', 'solve', 'Knob', 'knobs', 'Suggestion', 'suggest']
 
 # %% ../nbs/fit.ipynb #05418fb4
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from .errors import QLoRAError, nearest
-from .hardware import Device, gpus
-from .memory import OPTIMIZER_STATE, adapter_shapes, count, estimate, target_linears
-from .render import fmt_bytes
+from .hardware import Device
+from .memory import adapter_shapes, count, estimate, target_linears
 from .stack import Job
 
 # %% ../nbs/fit.ipynb #09ca8af6
@@ -28,28 +27,37 @@ class Peak:
     phases: dict # load, forward, backward, optimizer: the peak of each
     binding: str # The phase whose peak is the largest
     components: dict # What lies there at that moment, bytes by group
-    paged: int = 0 # Bytes of it that the driver can move to the host
+    paged: int = 0 # Bytes of optimizer state beside them that the driver can move to the host
     reserved: tuple|None = None # Band of the allocator, where it was traced
     terms: tuple = () # Of `Term`s, where there is a formula
     notes: tuple = () # What the reader has to know
 
-@lru_cache(4096)
-def peak(
-    job:Job, # What one step computes
-    engine:str='formula' # `formula`, or `trace`: the real code under fake tensors, seconds, imports torch
-)->Peak:
-    "The peak of a job"
-    if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
-    if engine=='trace':
-        from qlora_nb.trace import trace
-        t = trace(job)
-        return Peak(t.tensors, dict(t.phases), t.binding, dict(t.components), t.paged, tuple(t.reserved))
-    e = estimate(job)
-    return Peak(e.tensors, dict(e.phases), e.binding, _by_group(e.terms), e.paged, None, tuple(e.terms), tuple(e.notes))
-
 def _by_group(terms):
     groups = dict.fromkeys(t.group for t in terms)
     return {g: sum(t.bytes for t in terms if t.group==g) for g in groups}
+
+@lru_cache(4096)
+def _peak(job, engine):
+    if engine=='formula':
+        e = estimate(job)
+        return Peak(e.tensors, dict(e.phases), e.binding, _by_group(e.terms), e.paged, None, tuple(e.terms), tuple(e.notes))
+    from qlora_nb.trace import trace
+    t = trace(job)
+    return Peak(t.tensors, dict(t.phases), t.binding, dict(t.components), t.paged, tuple(t.reserved))
+
+# %% ../nbs/fit.ipynb #c0a568f3
+def _alike(job):
+    generation = (7, 5) if job.capability<(8, 0) else (8, 0) if job.capability<(9, 0) else (9, 0)
+    targets = job.target_modules if isinstance(job.target_modules, str) else tuple(job.target_modules)
+    return replace(job, capability=generation, accumulation=min(job.accumulation, 2), target_modules=targets)
+
+def peak(
+    job:Job, # What one step computes
+    engine:str='formula' # `formula`, or `trace`: the real code under fake tensors, which takes seconds and imports torch
+)->Peak:
+    "The peak of a job"
+    if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
+    return _peak(_alike(job), engine)
 
 # %% ../nbs/fit.ipynb #fd20ad4d
 WASTE = dict(eager=(.10, .61), sdpa=(.02, .37))
@@ -76,7 +84,7 @@ class Fit:
     "A job on a card: three numbers and what they mean there"
     tensors: int # max_memory_allocated
     reserved: tuple # max_memory_reserved, low and high
-    device: tuple # What nvidia-smi would show for the process, low and high
+    device: tuple # What nvidia-smi would show for the process, paged state included, low and high
     capacity: int|None = None # Usable bytes of the card; None: not known
     paged: int = 0 # Bytes that could move to the host
     binding: str = '' # The phase that decides
@@ -102,42 +110,43 @@ class Machine:
     sharding: str = '' # How several share a run: ddp or fsdp
 
     def __post_init__(self):
-        if type(self.gpus) is not int or not 1<=self.gpus<=1024: raise QLoRAError('the number of cards is a whole number from 1 to 1,024', key='gpus', value=self.gpus)
-        if self.gpus>1 and not self.sharding: object.__setattr__(self, 'sharding', 'ddp')
-        if self.sharding and self.sharding not in SHARDINGS: raise QLoRAError(f"several cards share a run by {' or '.join(SHARDINGS)}.", key='sharding', value=self.sharding, suggestion=nearest(self.sharding, SHARDINGS))
-        if self.gpus>1 and self.device.kind not in ('cuda', 'rocm'): raise QLoRAError(f'{self.device.name} is no card that several of could share a run', key='gpus', value=self.gpus)
+        n,how = self.gpus,self.sharding
+        if type(n) is not int or not 1<=n<=1024: raise QLoRAError('the number of cards is a whole number from 1 to 1,024', key='gpus', value=n)
+        if n>1 and not how: object.__setattr__(self, 'sharding', 'ddp')
+        if how and how not in SHARDINGS: raise QLoRAError(f"several cards share a run by {' or '.join(SHARDINGS)}.", key='sharding', value=how, suggestion=nearest(how, SHARDINGS))
+        if n>1 and self.device.kind not in ('cuda', 'rocm'): raise QLoRAError(f'{self.device.name}: only CUDA or ROCm cards can share a run', key='gpus', value=n)
 
 # %% ../nbs/fit.ipynb #8ab41004
 DIVIDED = ('weights', 'rest', 'adapters', 'gradients', 'optimizer')
 
+def _buckets(job):
+    if job.method=='full': return 4*job.arch.num_parameters
+    return 4*count(adapter_shapes(target_linears(job.arch, job.target_modules), job.r, job.use_dora))
+
 def gathered(job:Job, peak:Peak)->int: # Bytes
     "What FSDP holds whole beside its share: two layers, and what belongs to no layer"
-    layer = (peak.components.get('weights', 0)+peak.components.get('adapters', 0))/job.arch.num_hidden_layers
-    return round(2*layer+peak.components.get('rest', 0))
+    layers = peak.components.get('weights', 0)+peak.components.get('adapters', 0)
+    return round(2*layers/job.arch.num_hidden_layers+peak.components.get('rest', 0))
 
+# %% ../nbs/fit.ipynb #8ac267d8
 def spread(
     peak:Peak, # On one card
     job:Job, # Whose peak it is
-    machine:Machine # Several cards
+    machine:Machine # One card or several
 )->Peak: # On each of them
     "The peak of each card when several share a run"
-    n,c = machine.gpus,dict(peak.components)
+    n,c,fsdp = machine.gpus,dict(peak.components),machine.sharding=='fsdp'
     if n==1: return peak
-    if machine.sharding=='ddp': gone,come = 0,dict(buckets=c.get('gradients', 0) or _gradients(job))
-    else:
-        if job.method=='qlora' and job.quant=='int8': raise QLoRAError('FSDP shares out 4-bit or 16-bit bases; bitsandbytes cannot shard 8-bit ones', key='sharding', value='fsdp')
-        gone,come = sum(c.get(g, 0)-round(c.get(g, 0)/n) for g in DIVIDED),dict(gathered=gathered(job, peak))
-        c.update({g: round(c[g]/n) for g in DIVIDED if g in c})
-    change = sum(come.values())-gone
-    phases = {k: max(0, v+change-(come.get('gathered', 0) if k in ('load', 'optimizer') else 0)) for k,v in peak.phases.items()}
-    c.update(come)
+    if fsdp and job.method=='qlora' and job.quant=='int8': raise QLoRAError('FSDP shares out 4-bit and 16-bit bases; bitsandbytes cannot shard an 8-bit one', key='sharding', value='fsdp')
+    extra = dict(gathered=gathered(job, peak)) if fsdp else dict(buckets=_buckets(job))
+    if fsdp: c.update({g: round(c[g]/n) for g in DIVIDED if g in c})
+    c.update(extra)
+    change = sum(c.values())-peak.tensors
+    phases = {k: max(0, v+change-(extra['gathered'] if fsdp and k in ('load', 'optimizer') else 0)) for k,v in peak.phases.items()}
     band = peak.reserved and tuple(r+change for r in peak.reserved)
-    binding = max(phases, key=phases.get)
-    return replace(peak, tensors=peak.tensors+change, phases=phases|{peak.binding: peak.tensors+change}, binding=binding, components=c, paged=peak.paged if machine.sharding=='ddp' else round(peak.paged/n), reserved=band)
+    return replace(peak, tensors=peak.tensors+change, phases=phases, components=c, paged=round(peak.paged/n) if fsdp else peak.paged, reserved=band)
 
-def _gradients(job): return 4*count(adapter_shapes(target_linears(job.arch, job.target_modules), job.r, job.use_dora)) if job.method!='full' else 4*job.arch.num_parameters
-
-# %% ../nbs/fit.ipynb #69947230
+# %% ../nbs/fit.ipynb #87af812d
 def fit(
     job:Job, # One micro-batch
     machine:Machine, # Where it would run
@@ -147,7 +156,7 @@ def fit(
     p,d = spread(own or peak(job), job, machine),machine.device
     band = reserved(p, job.attention, d)
     beside = PROCESS if d.kind in ('cpu', 'mps') else CONTEXT
-    return Fit(p.tensors, band, (band[0]+beside[0], band[1]+beside[1]), d.memory, p.paged, p.binding)
+    return Fit(p.tensors, band, (band[0]+beside[0]+p.paged, band[1]+beside[1]+p.paged), d.memory, p.paged, p.binding)
 
 # %% ../nbs/fit.ipynb #f26e9c8f
 SHARD = 10*10**9
@@ -219,30 +228,31 @@ class Knob:
     "One setting, changed"
     name: str # What is changed
     said: str # From what to what
-    bytes: int # What the peak grows by
+    bytes: int # What tensors and paged state grow by at the peak
     fit: Fit # The changed job on the card
 
 def _changes(j):
+    targets = j.target_modules if isinstance(j.target_modules, str) else ', '.join(j.target_modules)
     yield 'micro-batch + 1',f'{j.batch} → {j.batch+1}',dict(batch=j.batch+1)
     yield 'length × 2',f'{j.length:,} → {2*j.length:,}',dict(length=2*j.length)
     if j.method!='full': yield 'rank × 2',f'{j.r} → {2*j.r}',dict(r=2*j.r)
-    yield 'gradient checkpointing '+('off' if j.checkpointing else 'on'),f'{j.checkpointing} → {not j.checkpointing}'.lower(),dict(checkpointing=not j.checkpointing)
-    if j.method=='qlora' and j.quant!='int8': yield 'double quantisation '+('off' if j.double_quant else 'on'),f'{j.double_quant} → {not j.double_quant}'.lower(),dict(double_quant=not j.double_quant)
+    yield 'gradient checkpointing',_switch(j.checkpointing),dict(checkpointing=not j.checkpointing)
+    if j.method=='qlora' and j.quant!='int8': yield 'double quantisation',_switch(j.double_quant),dict(double_quant=not j.double_quant)
     if j.method=='qlora': yield '16-bit base',f'{j.quant} → {j.dtype}',dict(method='lora')
     if j.method=='qlora' and j.quant!='int8': yield '8-bit base',f'{j.quant} → int8',dict(quant='int8')
     if j.method=='lora': yield '4-bit base',f'{j.dtype} → nf4',dict(method='qlora', quant='nf4')
     for optim in ('adamw_torch', 'adamw_8bit', 'sgd'):
         if optim!=j.optim: yield 'optimizer '+optim,f'{j.optim} → {optim}',dict(optim=optim)
-    if j.method!='full' and j.target_modules!='attention-only': yield 'adapters on attention only',f'{_said(j.target_modules)} → attention-only',dict(target_modules='attention-only')
+    if j.method!='full' and j.target_modules!='attention-only': yield 'adapters on',f'{targets} → attention-only',dict(target_modules='attention-only')
 
-def _said(targets): return targets if isinstance(targets, str) else ', '.join(targets)
+def _switch(on): return 'on → off' if on else 'off → on'
 
 # %% ../nbs/fit.ipynb #d1644f12
 def knobs(job:Job, machine:Machine)->list[Knob]: # Dearest first
     "What one change costs or saves"
-    base = peak(job).tensors
-    out = [Knob(name, said, peak(changed).tensors-base, fit(changed, machine)) for name,said,kw in _changes(job) if (changed := replace(job, **kw))]
-    return sorted(out, key=lambda k: -k.bytes)
+    def size(j): return peak(j).tensors+peak(j).paged
+    changed = [(name, said, replace(job, **kw)) for name,said,kw in _changes(job)]
+    return sorted((Knob(name, said, size(j)-size(job), fit(j, machine)) for name,said,j in changed), key=lambda k: -k.bytes)
 
 # %% ../nbs/fit.ipynb #0a13614c
 KEYS = dict(batch='training.per_device_train_batch_size', accumulation='training.gradient_accumulation_steps', checkpointing='training.gradient_checkpointing',
@@ -265,7 +275,7 @@ def _reliefs(job, cuda):
         *(('length', n) for n in (2048, 1024, 512, 256) if n<job.length), ('target_modules', 'attention-only')]
     return [(k, v) for k,v in steps if getattr(job, k)!=v]
 
-# %% ../nbs/fit.ipynb #867bfc4c
+# %% ../nbs/fit.ipynb #eeba35a2
 def _relieved(job, machine):
     "The job that fits with the fewest changes, and those changes; None when nothing helps"
     done,all_ = {},_reliefs(job, machine.device.kind=='cuda')
@@ -280,23 +290,26 @@ def _relieved(job, machine):
 
 def _spread_batch(job, total, machine):
     "The largest micro-batch that fits and divides the effective batch"
-    return max((d for d in _divisors(total) if d<=4096 and fit(replace(job, batch=d), machine).verdict=='fits'), default=0)
+    for d in reversed(_divisors(total)):
+        if d<=4096 and fit(_split(job, d, total), machine).verdict=='fits': return d
+    return 0
 
-# %% ../nbs/fit.ipynb #eeba35a2
+def _split(job, batch, total): return replace(job, batch=batch, accumulation=total//batch)
+
+# %% ../nbs/fit.ipynb #a8452078
 def suggest(
-    job:Job, # As the config has it
-    accumulation:int, # `training.gradient_accumulation_steps`
+    job:Job, # As the config has it, its `accumulation` included
     machine:Machine # With known memory
 )->Suggestion|None: # None: nothing to improve, or nothing that helps
     "Another config with the same effective batch"
     if machine.device.memory is None or job.method=='full': return None
-    total,good = job.batch*accumulation,fit(job, machine).verdict=='fits'
+    total,good = job.batch*job.accumulation,fit(job, machine).verdict=='fits'
     done = {} if good else _relieved(job, machine)
     if done is None: return None
     now = replace(job, **done)
     b = _spread_batch(now, total, machine)
     if not b or (good and b<=job.batch): return None
-    new = replace(now, batch=b)
+    new = _split(now, b, total)
     out = {KEYS[k]: (4 if k=='method' else v) for k,v in done.items() if k!='batch'}
     if b!=job.batch: out |= {KEYS['batch']: b, KEYS['accumulation']: total//b}
     why = f'fits, with the same effective batch of {total}' if not good else f'there is room for a micro-batch of {b}: the same effective batch of {total} in fewer passes'
