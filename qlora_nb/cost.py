@@ -65,12 +65,12 @@ def padded(
 @dataclass(frozen=True)
 class Work:
     "How many tokens a run computes"
-    tokens: float # Padding included
+    tokens: int # Padding included
     said: str # Where the number comes from
     rows: int|None = None # Rows of the data, where they are known
     longest: int|None = None # Tokens of the longest row, before cutting
 
-MILLION = Work(1e6, 'for a million tokens, since the rows are not known yet')
+MILLION = Work(10**6, 'for a million tokens, since the rows are not known yet')
 
 # %% ../nbs/cost.ipynb #945a8b10
 def work(
@@ -81,7 +81,7 @@ def work(
     if tokens is None: return MILLION
     if isinstance(tokens, int):
         if tokens<1: raise QLoRAError('the number of tokens is at least 1', key='tokens', value=tokens)
-        return Work(tokens*training.num_train_epochs, f'{tokens:,} tokens × {training.num_train_epochs:g} epochs')
+        return Work(round(tokens*training.num_train_epochs), f'{tokens:,} tokens × {training.num_train_epochs:g} epochs')
     lengths = [int(n) for n in tokens]
     if not lengths or min(lengths)<1: raise QLoRAError('every row has at least one token', key='tokens', value=len(lengths) and min(lengths))
     cut,batch = [min(n, training.max_length) for n in lengths],training.per_device_train_batch_size
@@ -89,7 +89,7 @@ def work(
     steps = batch*training.gradient_accumulation_steps
     runs,how = training.num_train_epochs,f'{training.num_train_epochs:g} epochs'
     if training.max_steps: runs,how = training.max_steps*steps/len(cut),f'{training.max_steps:,} steps of {steps} rows'
-    return Work(once*runs, f'{len(cut):,} rows, {sum(cut):,} tokens, {how}, padding included', len(cut), max(lengths))
+    return Work(round(once*runs), f'{len(cut):,} rows, {sum(cut):,} tokens, {how}, padding included', len(cut), max(lengths))
 
 # %% ../nbs/cost.ipynb #a88fa8bd
 @dataclass(frozen=True)

@@ -187,26 +187,34 @@ def _local(source):
     except OSError: return []
 
 # %% ../nbs/fit.ipynb #a19b0bc2
+def _guess(at, good, bad, room):
+    "Where the straight line through two known values reaches the room"
+    other = bad if bad in at else max((n for n in at if n<good), default=None)
+    if other is None: return 2*good
+    slope = (at[other]-at[good])/(other-good)
+    return good+int((room-at[good])/slope) if slope else bad
+
 def largest(
     need, # Bytes as a function of a whole number, never falling
     room:int, # Bytes there are
     top:int, # Largest value to consider
+    at:dict|None=None # Needs that are known already; what is evaluated is added
 )->int: # 0 when even 1 does not fit
     "The largest number up to `top` whose need is within `room`"
-    if (first := need(1))>room: return 0
-    good,bad,at,tries = 1,top+1,{1: first},0
-    while bad-good>1:
-        a,b = sorted(at, key=lambda n: abs(n-good))[:2] if len(at)>1 else (1, None)
-        slope = b and (at[a]-at[b])/(a-b)
-        guess = good+int((room-at[good])/slope) if slope and tries%4<3 else 2*good if bad>top and tries<12 else (good+bad)//2
-        n = min(max(guess, good+1), bad-1)
+    at,tries = {} if at is None else at,0
+    if 1 not in at: at[1] = need(1)
+    if at[1]>room: return 0
+    while True:
+        good,bad = max(n for n in at if at[n]<=room and n<=top),min([n for n in at if at[n]>room]+[top+1])
+        if bad-good<=1: return good
+        n = (good+bad)//2 if tries%4==3 else min(max(_guess(at, good, bad, room), good+1), bad-1)
         at[n],tries = need(n),tries+1
-        if at[n]<=room: good = n
-        else: bad = n
-    return good
 
 # %% ../nbs/fit.ipynb #d83292a4
 SOLVED = dict(batch=4096, length=2**20, r=4096)
+
+@lru_cache(512)
+def _evaluated(job, key, gpus, sharding, kind): return {}
 
 def solve(
     job:Job, # What stays as it is
@@ -220,7 +228,8 @@ def solve(
     if key=='r' and job.method=='full': return None
     top = min(SOLVED[key], job.arch.max_position_embeddings or SOLVED[key]) if key=='length' else SOLVED[key]
     off = own.tensors-peak(job).tensors if own else 0
-    return largest(lambda n: fit(replace(job, **{key: n}), machine).device[1]+off, machine.device.memory, top)
+    at = _evaluated(_alike(replace(job, **{key: 1})), key, machine.gpus, machine.sharding, machine.device.kind)
+    return largest(lambda n: fit(replace(job, **{key: n}), machine).device[1], machine.device.memory-off, top, at)
 
 # %% ../nbs/fit.ipynb #dff392e0
 @dataclass(frozen=True)
