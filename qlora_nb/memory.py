@@ -89,13 +89,13 @@ def _weights8(linears):
 # %% ../nbs/memory.ipynb #efb8d057
 BYTES = dict(float32=4, bfloat16=2, float16=2)
 
-UPCASTS = dict(none=(), norms=('norms',), all=('embeddings', 'lm_head', 'norms', 'biases', 'positions'))
+UPCASTS = dict(none=('unquantised',), norms=('norms', 'unquantised'), all=('embeddings', 'lm_head', 'norms', 'biases', 'positions', 'unquantised'))
 
 def _rest(arch, dtype, upcast='none'):
     wide = UPCASTS[upcast]
     parts = [(s, g.replace('_', ' '), 4 if g in wide else BYTES[dtype]) for g,s in arch.parameters.items() if g!='linears']
     stored = ', '.join(dict.fromkeys('float32' if each==4 else dtype for _,_,each in parts))
-    return _term('embeddings, norms, head', 'rest', parts, stored, 'not quantised; loaded in the compute type'+', then cast to float32'*bool(wide))
+    return _term('embeddings, norms, head', 'rest', parts, stored, 'not quantised; loaded in the compute type'+', then cast to float32'*(upcast!='none'))
 
 # %% ../nbs/memory.ipynb #6102e3ea
 def target_linears(
@@ -105,7 +105,7 @@ def target_linears(
     "The linear layers that get an adapter"
     names = arch.linear_names
     if target_modules=='all-linear': return arch.linears
-    if target_modules=='attention-only': return [l for l in arch.linears if l.name in ('q_proj', 'k_proj', 'v_proj', 'o_proj')]
+    if target_modules=='attention-only': return [l for l in arch.linears if l.name in (*arch.family.qkv, arch.family.out)]
     asked = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     for n in asked:
         if n not in names: raise QLoRAError(f"{arch.name} has no linear layer {n!r} to adapt; it has {', '.join(names)}.", key='lora.target_modules', value=n, suggestion=nearest(n, names))
@@ -188,7 +188,8 @@ def _adapted(base, shapes, adapter_dtype, optim, paging):
 
 def _base(arch, method, bits, blocksize, double_quant, dtype, upcast):
     if method=='lora': return [_term('weights', 'weights', [(arch.num_parameters, 'parameters', BYTES[dtype])], dtype, 'frozen')]
-    return [*(_weights4(arch.linears, blocksize, double_quant) if bits==4 else _weights8(arch.linears)), _rest(arch, dtype, upcast)]
+    linears = [l for l in arch.linears if l.quantised]
+    return [*(_weights4(linears, blocksize, double_quant) if bits==4 else _weights8(linears)), _rest(arch, dtype, upcast)]
 
 # %% ../nbs/memory.ipynb #85eda2cc
 def _notes(optim, terms, paging):
@@ -280,9 +281,8 @@ def _states(job):
 
 def _load_extra(job):
     if job.method!='qlora': return 0
-    rest = max(t.size//t.count for t in job.arch.tensors if t.group!='linears') if job.stack.upcast!='none' else 0
-    if job.stack.upcast=='norms': rest = job.arch.hidden_size
-    return BYTES[job.dtype]*max(max(l.in_features*l.out_features for l in job.arch.linears), rest)
+    cast = [t.size//t.count for t in job.arch.tensors if t.group in UPCASTS[job.stack.upcast]]
+    return BYTES[job.dtype]*max(l.in_features*l.out_features for l in job.arch.linears) if not cast else BYTES[job.dtype]*max(*cast, *(l.in_features*l.out_features for l in job.arch.linears))
 
 def _optimizer_terms(job, trained):
     "What the step of the optimizer itself allocates"
@@ -305,7 +305,7 @@ def estimate(
     binding = max(phases, key=phases.get)
     if binding=='load':
         terms = [t for t in states if t.group!='optimizer']+[_term('weight being quantised or cast', 'workspace', [(_load_extra(job), 'bytes', 1)], job.dtype)]
-    else: terms = states+_alive_terms(w.alive['end' if binding=='optimizer' else binding], full)+(stepping if binding=='optimizer' else [])
+    else: terms = states+_alive_terms(w.alive('end' if binding=='optimizer' else binding), full)+(stepping if binding=='optimizer' else [])
     rounding = phases[binding]-sum(t.bytes for t in terms)
     terms.append(_term('allocator rounding', 'workspace', [(rounding, 'bytes', 1)], '', 'blocks are multiples of 512 bytes'))
     return Estimate(b.title, tuple(terms), phases, paged)

@@ -23,6 +23,7 @@ class Stack:
     loss: str # full_logits, full_logits_shifted (transformers 4), fused (TRL's head in tiles), learned (head on learned positions), liger
     outputs_kept: bool # Whether the model's output, logits included, lives while gradients are computed
     use_reentrant: bool = False # Kind of gradient checkpointing
+    inputs_kept: bool = False # Whether 4-bit layers keep their inputs, as bitsandbytes of 2023 did
     kernel: str = 'auto' # Behind `sdpa`: flash, efficient or math where it is pinned
     optimizer_state: str = '' # Number type of the state where it is not the optimizer's own choice
 

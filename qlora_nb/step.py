@@ -7,7 +7,6 @@ __all__ = ['SIZE', 'LOSSES', 'Walk', 'walk']
 
 # %% ../nbs/step.ipynb #52bf2b24
 import sys
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import prod
 
@@ -18,7 +17,7 @@ class _Heap:
     "What is alive, and the peak of each phase"
     def __init__(self, rounding=512):
         self.now,self.key,self.seq,self.rounding = 0,0,0,rounding
-        self.log,self.info,self.peaks,self.phase = [],{},{},''
+        self.log,self.info,self.live,self.peaks,self.phase = [],{},{},{},''
         self.accumulated = False # Whether gradients of earlier micro-batches are there to add to
         self.at,self.grad,self.frame,self.slots,self.autocast,self.cache = '',True,None,None,None,{}
 
@@ -26,13 +25,13 @@ class _Heap:
         self.phase = phase
         self.peaks[phase] = [self.now, len(self.log)]
 
-    def alive(self, until=None):
+    def alive(self, until):
         "The blocks alive after so many events"
         live = {}
         for k in self.log[:until]:
-            if k>0: live[k] = self.info[k]
+            if k>0: live[k] = None
             else: del live[-k]
-        return live
+        return [self.info[k] for k in live]
 
 # %% ../nbs/step.ipynb #661bca10
 class _Store:
@@ -44,6 +43,7 @@ class _Store:
         self.heap,self.bytes = heap,-(-n//r)*r*count
         heap.info[key] = (heap.at, name, shape, dtype, count)
         heap.log.append(key)
+        heap.live[key] = None
         heap.now += self.bytes
         peak = heap.peaks[heap.phase]
         if heap.now>peak[0]: peak[:] = heap.now,len(heap.log)
@@ -51,6 +51,7 @@ class _Store:
     def __del__(self):
         self.heap.now -= self.bytes
         self.heap.log.append(-self.key)
+        del self.heap.live[self.key]
 
 # %% ../nbs/step.ipynb #24f246dd
 class _Tensor:
@@ -203,14 +204,14 @@ def _linear(h, x, w, bias=None, name='output'):
     return _op(h, name, (*xs[:-1], ws[0]), x.dtype, [x, w]+[bias]*(bias is not None), back, save=[x]*fw+[w]*fx)
 
 # %% ../nbs/step.ipynb #9f48b9d5
-def _linear4(h, x, shape, dtype, nested):
-    "`Linear4bit`"
-    given,xs = x.dtype,x.shape
+def _linear4(h, x, shape, dtype, nested, hold=False):
+    "`Linear4bit`; `hold`: it keeps its input, as it did in 2023"
+    given,xs,x = x.dtype,x.shape,_cast(h, x, dtype)
     work = [('dequantised scales', (shape[0]*shape[1]//64,), 'float32')]*nested+[('dequantised weight', shape, dtype)]
-    def back(g, s):
+    def back(g, s, kept=x if hold else None):
         scratch = [_new(h, *w) for w in work]
         return [_new(h, 'gradient of the input', xs, g.dtype)]
-    return _cast(h, _op(h, 'output', (*xs[:-1], shape[0]), dtype, [_cast(h, x, dtype)], back, work=work), given)
+    return _cast(h, _op(h, 'output', (*xs[:-1], shape[0]), dtype, [x], back, work=work), given)
 
 def _linear8(h, x, shape):
     "`Linear8bitLt` on CUDA"
@@ -366,7 +367,7 @@ def _weights(s):
         w[l.name+'.A'] = _param((j.r, l.in_features), s.stack.adapter_dtype, True)
         w[l.name+'.B'] = _param((l.out_features, j.r), s.stack.adapter_dtype, True)
         if j.use_dora: w[l.name+'.magnitude'] = _param((l.out_features,), s.stack.adapter_dtype, True)
-    for n in ('first norm', 'second norm'): w[n] = _param((a.hidden_size,), s.norm, s.full)
+    for n in a.family.norms: w[n] = _param((a.hidden_size,), s.norm, s.full)
     for n in ('q_norm', 'k_norm'): w[n] = _param((a.head_dim,), s.norm, s.full)
     return w
 
@@ -400,7 +401,7 @@ def _proj(s, w, name, x):
     h,l = s.h,s.linears[name]
     before,h.at,shape = h.at,name,(l.out_features, l.in_features)
     if s.quant is None: y = _linear(h, x, w[name], w.get(name+'.bias'))
-    else: y = _linear8(h, x, shape) if s.quant=='int8' else _linear4(h, x, shape, s.job.dtype, s.job.double_quant)
+    else: y = _linear8(h, x, shape) if s.quant=='int8' else _linear4(h, x, shape, s.job.dtype, s.job.double_quant, s.stack.inputs_kept)
     if name in s.targets: y = _adapted(s, w, name, x, y)
     h.at = before
     return y
@@ -414,16 +415,26 @@ def _kernel(s, dtype, groups):
     if not s.cuda or dtype!='float32' and j.capability>=(8, 0): return 'flash'
     return 'math' if groups>1 else 'efficient'
 
-def _rotated(s, q, k): return _rotate(s.h, q, s.cos),_rotate(s.h, k, s.cos)
+def _qkv(s, w, x):
+    h,a,f = s.h,s.arch,s.arch.family
+    (b,n),heads,kv,d = x.shape[:2],a.num_attention_heads,a.num_key_value_heads,a.head_dim
+    if len(f.qkv)==1:
+        y = _call(_proj, s, w, f.qkv[0], x)
+        back = _like(h, 'gradient of a part', y.shape)
+        return [_op(h, '', (b, i, n, d), y.dtype, [y], back, view=True) for i in (heads, kv, kv)]
+    q = _call(_proj, s, w, f.qkv[0], x).view((b, heads, n, d))
+    if a.qk_norm: q = _call(_rms_norm, h, q, w['q_norm'])
+    k = _call(_proj, s, w, f.qkv[1], x).view((b, kv, n, d))
+    if a.qk_norm: k = _call(_rms_norm, h, k, w['k_norm'])
+    return [q, k, _call(_proj, s, w, f.qkv[2], x).view((b, kv, n, d))]
 
+def _rotated(s, q, k): return (q, k) if s.arch.positions else (_rotate(s.h, q, s.cos), _rotate(s.h, k, s.cos))
+
+# %% ../nbs/step.ipynb #7ad4b99e
 def _attention(s, w, x):
     h,a = s.h,s.arch
-    (b,n),d,heads,kv = x.shape[:2],a.head_dim,a.num_attention_heads,a.num_key_value_heads
-    q = _call(_proj, s, w, 'q_proj', x).view((b, heads, n, d))
-    if a.qk_norm: q = _call(_rms_norm, h, q, w['q_norm'])
-    k = _call(_proj, s, w, 'k_proj', x).view((b, kv, n, d))
-    if a.qk_norm: k = _call(_rms_norm, h, k, w['k_norm'])
-    v = _call(_proj, s, w, 'v_proj', x).view((b, kv, n, d))
+    heads,kv = a.num_attention_heads,a.num_key_value_heads
+    q,k,v = _qkv(s, w, x)
     h.at = 'rotary positions'
     q,k = _call(_rotated, s, q, k)
     h.at = 'attention'
@@ -431,20 +442,34 @@ def _attention(s, w, x):
     if kernel=='eager': o,table = _call(_eager, h, q, k, v, heads//kv, s.mask, s.cuda)
     elif kernel=='flash': o = _call(_flash, h, q, k, v, heads//kv, s.job.dtype)
     else: o = _call(_plain if kernel=='math' else _efficient, h, q, k, v, heads//kv)
-    return _call(_proj, s, w, 'o_proj', o)
+    return _call(_proj, s, w, a.family.out, o)
 
-# %% ../nbs/step.ipynb #7ad4b99e
+def _activation(h, x): return _op(h, 'activation', x.shape, x.dtype, [x], _like(h, 'gradient of the activation', x.shape), save=[x])
+
 def _mlp(s, w, x):
-    h = s.h
-    g = _call(_proj, s, w, 'gate_proj', x)
+    h,f = s.h,s.arch.family
+    g = _call(_proj, s, w, f.mlp[0], x)
     h.at = 'mlp'
-    act = _op(h, 'activation', g.shape, g.dtype, [g], _like(h, 'gradient of the activation', g.shape), save=[g])
-    del g
-    u = _call(_proj, s, w, 'up_proj', x)
+    if not f.gated:
+        p = _activation(h, g)
+        del g
+        return _call(_proj, s, w, f.mlp[-1], p)
+    if len(f.mlp)==2:
+        half,back = (*g.shape[:-1], g.shape[-1]//2),_like(h, 'gradient of a part', g.shape)
+        g,u = [_op(h, '', half, g.dtype, [g], back, view=True) for _ in range(2)]
+        act = _activation(h, g)
+    else:
+        act = _activation(h, g)
+        u = _call(_proj, s, w, f.mlp[1], x)
     h.at = 'mlp'
     p = _mul(h, act, u)
-    del act,u
-    return _call(_proj, s, w, 'down_proj', p)
+    del act,u,g
+    return _call(_proj, s, w, f.mlp[-1], p)
+
+# %% ../nbs/step.ipynb #d1d071c9
+def _norm(s, w, name, x):
+    s.h.at = name
+    return _call(_layer_norm if s.arch.family.layer_norm else _rms_norm, s.h, x, w[name])
 
 def _onto(s, x, y):
     "Granite scales what it adds to the residual stream"
@@ -452,14 +477,21 @@ def _onto(s, x, y):
     return _add(s.h, x, _scale(s.h, y) if s.arch.model_type=='granite' else y, 'hidden states')
 
 def _layer(s, w, x):
-    h,before = s.h,x
-    h.at = 'first norm'
-    x = _call(_rms_norm, h, x, w['first norm'])
+    f,before = s.arch.family,x
+    norms = f.norms
+    if f.parallel:
+        y = _norm(s, w, norms[0], x)
+        z = _norm(s, w, norms[1], x) if len(norms)>1 else y
+        y = _call(_attention, s, w, y)
+        z = _call(_mlp, s, w, z)
+        return _onto(s, before, _add(s.h, y, z))
+    x = _norm(s, w, norms[0], x)
     x = _call(_attention, s, w, x)
+    if len(norms)==4: x = _norm(s, w, norms[1], x)
     before = x = _onto(s, before, x)
-    h.at = 'second norm'
-    x = _call(_rms_norm, h, x, w['second norm'])
+    x = _norm(s, w, norms[2 if len(norms)==4 else 1], x)
     x = _call(_mlp, s, w, x)
+    if len(norms)==4: x = _norm(s, w, norms[3], x)
     return _onto(s, before, x)
 
 # %% ../nbs/step.ipynb #39bfb8ef
@@ -565,8 +597,8 @@ def _embedded(s):
     h.at = 'embedding'
     x = _new(h, 'hidden states', (j.batch, j.length, a.hidden_size), s.rest)
     if s.full: _link(h, x, [s.embed], [], lambda g, kept: [_new(h, 'gradient of the weight', s.embed.shape, s.rest)])
-    else: x.node = _Leaf()
-    if a.model_type=='granite': x = _scale(h, x, 'hidden states')
+    else: x.node,s.embedded = _Leaf(),x.store
+    if a.model_type=='granite' or a.model_type.startswith('gemma'): x = _scale(h, x, 'hidden states')
     h.at = 'rotary positions'
     s.cos = _Tensor((1, j.length, a.head_dim), x.dtype, _Store(h, 'cos and sin', (2, j.length, a.head_dim), x.dtype))
     h.at = 'attention'
@@ -591,12 +623,12 @@ def _forward(s):
     w = _weights(s)
     x,between = _checkpoint(s, w, x),[]
     end = x.node
-    if n>2: between = _copies(h, [k for k in h.alive() if k>start], n-2)
+    if n>2: between = _copies(h, [k for k in h.live if k>start], n-2)
     if n>1:
         w = _weights(s)
         x = _checkpoint(s, w, x)
     h.at = 'last norm'
-    x = _rms_norm(h, x, s.last)
+    x = (_layer_norm if s.arch.family.layer_norm else _rms_norm)(h, x, s.last)
     loss,logits = LOSSES[s.stack.loss](s, x)
     h.autocast,h.cache = None,{}
     return loss.node,logits if s.stack.outputs_kept else None,w,end if n>1 else None,between
@@ -604,12 +636,16 @@ def _forward(s):
 def _all_grads(w): return [t.node.grad for t in w.values() if t.node is not None and t.node.grad is not None]
 
 # %% ../nbs/step.ipynb #d3515f18
-@dataclass(frozen=True)
 class Walk:
     "Peaks of the forward and the backward pass, above what stays in memory all the time"
-    peaks: dict # Phase → bytes
-    alive: dict # Phase → blocks at its peak, and at the `end`: `(where, what, shape, dtype, how many)`
-    end: int # Bytes alive after the backward pass: gradients, batch, work space
+    def __init__(self, heap):
+        self.peaks = {p: b for p,(b,_) in heap.peaks.items()} # Phase → bytes
+        self.end = heap.now # Bytes alive after the backward pass: gradients, batch, work space
+        self._heap,self._events = heap,len(heap.log)
+
+    def alive(self, phase):
+        "Blocks at the peak of `forward` or `backward`, or at the `end`: `(where, what, shape, dtype, how many)`"
+        return self._heap.alive(self._events if phase=='end' else self._heap.peaks[phase][1])
 
 def walk(
     job, # A `stack.Job`
@@ -618,7 +654,7 @@ def walk(
 )->Walk:
     "One training step, tensor by tensor"
     s = _Step(job, set(targets))
-    h = s.h
+    h,n = s.h,job.arch.num_hidden_layers
     h.begin('forward')
     _inputs(s, trained)
     held,logits,w,end,between = _forward(s)
@@ -629,7 +665,6 @@ def walk(
     _backward(h, queue, pending, end)
     if queue:
         between.clear()
-        copies = _copies(h, [g.store.key for g in _all_grads(w)], s.arch.num_hidden_layers-2) if s.arch.num_hidden_layers>2 else []
+        between = _copies(h, [g.store.key for g in _all_grads(w)], n-2) if n>2 else []
         _backward(h, queue, pending)
-    alive = {p: list(h.alive(at).values()) for p,(_,at) in h.peaks.items()}
-    return Walk({p: b for p,(b,_) in h.peaks.items()}, {**alive, 'end': list(h.alive().values())}, h.now)
+    return Walk(h)
