@@ -112,9 +112,11 @@ def _link(h, t, ins, saved, back):
 
 def _op(h, name, shape, dtype, ins, back=None, save=(), work=(), view=False):
     "The output of an operation; `work` is what its kernel needs meanwhile"
-    flows = h.grad and any(i.node is not None for i in ins)
+    flows = False
+    if h.grad:
+        for i in ins: flows = flows or i.node is not None
     saved = [_keep(h, t) for t in save] if flows else ()
-    scratch = [_new(h, *w) for w in work]
+    if work: scratch = [_new(h, *w) for w in work]
     t = _Tensor(shape, dtype, ins[0].store) if view else _new(h, name, shape, dtype)
     if flows: _link(h, t, ins, saved, back)
     return t
@@ -664,7 +666,11 @@ def walk(
     del held
     _backward(h, queue, pending, end)
     if queue:
+        grads = _all_grads(w)
+        falls = not s.full and sum(g.store.bytes for g in grads)*(n-2)<=sum(b.bytes for b in between)
         between.clear()
-        between = _copies(h, [g.store.key for g in _all_grads(w)], n-2) if n>2 else []
-        _backward(h, queue, pending)
+        if falls: queue,pending,between = None,None,_copies(h, [g.store.key for g in grads], n-1)
+        else:
+            between = _copies(h, [g.store.key for g in grads], n-2)
+            _backward(h, queue, pending)
     return Walk(h)
