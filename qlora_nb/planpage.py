@@ -6,7 +6,7 @@
 __all__ = ['SAID', 'NUMBER_HEAD', 'LOAD_HEAD', 'METHOD_HEAD', 'CARD_HEAD', 'PART_HEAD', 'PHASE_HEAD', 'KNOB_HEAD', 'SOLVED_HEAD',
            'QUOTED_HEAD', 'CARD_NOTE', 'QUOTED_NOTE', 'LEGEND', 'COLOURS', 'BAND', 'title', 'headline', 'numbers',
            'load_rows', 'methods', 'cards', 'parts', 'phases', 'knob_rows', 'solved', 'suggested', 'quoted',
-           'plan_text', 'plan_markdown', 'plan_html']
+           'plan_text', 'plan_markdown', 'plan_head', 'plan_html']
 
 # %% ../nbs/planpage.ipynb #e48e6fda
 from html import escape
@@ -146,18 +146,23 @@ BAND = 'var(--qnb-line)'
 def _segments(p, i):
     one = p.peak if i==p.chosen else spread(p.estimates[i], p.jobs[i], p.machine)
     at = {**one.components, 'paged': one.paged}
-    return [(f'{LEGEND.get(g, g)}: {fmt_bytes(n)}', n, COLOURS.get(g, 'var(--qnb-dim)')) for g,n in at.items() if n>0]
+    return [(f'{LEGEND.get(g, g)}: {fmt_bytes(n)}', n, COLOURS.get(g, 'var(--qnb-dim)'), _why(p.estimates[i], g)) for g,n in at.items() if n>0]
+
+def _why(estimate, group):
+    "The largest terms of a group, as arithmetic"
+    terms = sorted((t for t in estimate.terms if t.group==group and t.bytes), key=lambda t: -t.bytes)
+    more = [f'and {len(terms)-4} smaller ones'] if len(terms)>4 else []
+    return '; '.join([f'{t.name} = {t.formula}' for t in terms[:4]]+more)
 
 # %% ../nbs/planpage.ipynb #a1d48e07
 def _bar(p, i, top):
     seen,f = _segments(p, i),p.fits[i]
     least = f.device[0]-f.tensors-f.paged
-    seen += [(f'allocator and context, at least: {fmt_bytes(least)}', least, BAND), (f'up to {fmt_bytes(f.device[1]-f.device[0])} more', f.device[1]-f.device[0], 'var(--qnb-soft)')]
+    what = 'what PyTorch takes beyond its tensors, and the CUDA context'
+    seen += [(f'allocator and context, at least: {fmt_bytes(least)}', least, BAND, what), (f'up to {fmt_bytes(f.device[1]-f.device[0])} more', f.device[1]-f.device[0], 'var(--qnb-soft)', what)]
     line = f'; {p.device.name} has {fmt_bytes(f.capacity)}: {SAID[f.verdict]}' if f.capacity else ''
-    svg = html_bar(seen, top, f'{_method(p.budgets[i])}: peak {fmt_bytes(f.tensors)}, device {_band(f.device)}{line}. '+', '.join(n for n,_,_ in seen))
-    if not f.capacity or f.capacity>top: return svg
-    mark = f'<rect x="{100*f.capacity/top:.3f}%" y="0" width="2" height="14" fill="var(--qnb-ink)"><title>{escape(p.device.name)}: {fmt_bytes(f.capacity)} usable</title></rect>'
-    return svg.removesuffix('</svg>')+mark+'</svg>'
+    mark = (f.capacity, f'{p.device.name}: {fmt_bytes(f.capacity)} usable') if f.capacity and f.capacity<=top else None
+    return html_bar(seen, top, f'{_method(p.budgets[i])}: peak {fmt_bytes(f.tensors)}, device {_band(f.device)}{line}', mark)
 
 def _bars(p):
     top = max([f.device[1] for f in p.fits]+[1.05*(p.device.memory or 0) if (p.device.memory or 0)<4*p.fits[0].device[1] else 0])
@@ -190,15 +195,19 @@ def _terms(p):
     return html_table(rows, ('term', 'size', 'stored as', 'formula', 'why'), num=(1,))
 
 # %% ../nbs/planpage.ipynb #f24c530c
+def plan_head(p)->str: # HTML fragment
+    "Verdict, bars and the three numbers: what is quick to compute"
+    head = tag('h4', escape(title(p)))+html_notes([headline(p)], 'note '+dict(fits='info', no='bad').get(p.verdict, ''))
+    small = tag('div', html_table(numbers(p), NUMBER_HEAD, num=(1,))+html_table(phases(p), PHASE_HEAD, num=(1,)), cls='row')
+    return head+_bars(p)+small
+
 def plan_html(p)->str: # HTML fragment
     "A plan as a page"
-    head = tag('h4', escape(title(p)))+html_notes([headline(p)], 'note '+dict(fits='info', no='bad').get(p.verdict, ''))
-    if suggested(p): head += html_notes(['Suggestion: '+suggested(p)])
-    small = tag('div', html_table(numbers(p), NUMBER_HEAD, num=(1,))+html_table(phases(p), PHASE_HEAD, num=(1,)), cls='row')
+    said = html_notes(['Suggestion: '+suggested(p)]) if suggested(p) else ''
     folds = _fold('Cards: verdict, largest batch, time, rent', _card_table(p), '')
     folds += _fold('What each knob costs', html_table(solved(p), SOLVED_HEAD, num=(1,))+html_table(knob_rows(p), KNOB_HEAD, num=(2,)))
     folds += _fold(f'Terms of the peak of {_method(p.budget)}, by formula', _terms(p))
     folds += _fold('Disk and main memory to load it', html_table(load_rows(p), LOAD_HEAD, num=(1,)))
     folds += ''.join(_fold('What '+_method(b)+' keeps all the time', b.html()) for b in p.budgets)
     folds += _fold('Figures that are often quoted', html_table(quoted(p), QUOTED_HEAD, num=(1,))+html_notes([QUOTED_NOTE], 'note info'))
-    return head+_bars(p)+small+html_notes(p.notes, 'note info')+folds
+    return plan_head(p)+said+html_notes(p.notes, 'note info')+folds
