@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 PEERS = {'fitcheck-llm': '0.3.1', 'canifinetune': '0.4.1'}
 NEEDS = ('huggingface-hub', 'pydantic', 'platformdirs', 'pyyaml') # What the two import for an estimate
 FITTED = {'fitcheck-llm': 'fitcheck', 'canifinetune': 'can-i-finetune'} # Whose rows the authors fitted to
-SHORT = {'float16': 'fp16', 'bfloat16': 'bf16', 'float32': 'fp32'}
+SHORT = dict(float16='fp16', bfloat16='bf16', float32='fp32')
 
 
 # This part runs in the peers' own environment and imports nothing of ours.
@@ -70,7 +70,8 @@ def question(row):
     c.setdefault('num_key_value_heads', c['num_attention_heads'])
     full,quantised = j.method=='full',j.method=='qlora'
     return dict(model=row['model'], config=c, parameters=j.arch.num_parameters, quant=j.quant if quantised else 'none', double_quant=quantised and j.double_quant,
-        r=None if full else j.r, targets=None if full else list(j.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing, attention=j.attention, optim=j.optim, dtype=SHORT[j.dtype], gpu=row['gpu'], card=card)
+        r=None if full else j.r, targets=None if full else list(j.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing,
+        attention=j.attention, optim=j.optim, dtype=SHORT[j.dtype], gpu=row['gpu'], card=card)
 
 def environment(folder):
     "The peers' Python, installed when it is not there yet"
@@ -84,7 +85,8 @@ def environment(folder):
     return python
 
 def ask_peers(rows, folder):
-    done = subprocess.run([str(environment(folder)), str(Path(__file__).resolve()), '--answer'], input=json.dumps([question(r) for r in rows]), capture_output=True, text=True)
+    command,questions = [str(environment(folder)), str(Path(__file__).resolve()), '--answer'],json.dumps([question(r) for r in rows])
+    done = subprocess.run(command, input=questions, capture_output=True, text=True)
     if done.returncode: sys.exit(f'the peers did not answer: {done.stderr.strip().splitlines()[-1]}')
     return json.loads(done.stdout)
 

@@ -592,6 +592,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qlora_nb.step._mul_fixed': ('step.html#_mul_fixed', 'qlora_nb/step.py'),
                                'qlora_nb.step._new': ('step.html#_new', 'qlora_nb/step.py'),
                                'qlora_nb.step._norm': ('step.html#_norm', 'qlora_nb/step.py'),
+                               'qlora_nb.step._normed': ('step.html#_normed', 'qlora_nb/step.py'),
                                'qlora_nb.step._onto': ('step.html#_onto', 'qlora_nb/step.py'),
                                'qlora_nb.step._op': ('step.html#_op', 'qlora_nb/step.py'),
                                'qlora_nb.step._param': ('step.html#_param', 'qlora_nb/step.py'),

@@ -73,7 +73,7 @@ def reserved(
     "What PyTorch takes from the driver"
     if device is not None and device.kind in ('cpu', 'mps'): return peak.tensors,peak.tensors
     if peak.reserved: return peak.reserved
-    moving = peak.tensors-sum(peak.components.get(g, 0) for g in BASE)
+    moving = peak.tensors+peak.paged-sum(peak.components.get(g, 0) for g in BASE)
     return tuple(peak.tensors+round(f*moving) for f in WASTE.get(attention, WASTE['sdpa']))
 
 # %% ../nbs/fit.ipynb #a5291392
@@ -260,7 +260,8 @@ def _switch(on): return 'on → off' if on else 'off → on'
 def knobs(job:Job, machine:Machine)->list[Knob]: # Dearest first
     "What one change costs or saves"
     def size(j): return peak(j).tensors+peak(j).paged
-    changed = [(name, said, replace(job, **kw)) for name,said,kw in _changes(job)]
+    whole = machine.gpus>1 and machine.sharding=='fsdp'
+    changed = [(name, said, replace(job, **kw)) for name,said,kw in _changes(job) if not (whole and 'quant' in kw and kw['quant']=='int8')]
     return sorted((Knob(name, said, size(j)-size(job), fit(j, machine)) for name,said,j in changed), key=lambda k: -k.bytes)
 
 # %% ../nbs/fit.ipynb #0a13614c

@@ -46,6 +46,8 @@ class Family:
     out: str = 'o_proj' # Projection after attention
     mlp: tuple = ('gate_proj', 'up_proj', 'down_proj') # Two names: no gate, or gate and up fused
     gated: bool = True # Whether the MLP has a gate
+    activation: str = 'silu' # Inside the MLP: silu, gelu, relu, or gelu_new, which is composed of several operations
+    rotary_joined: bool = False # Whether rotated and unrotated parts of queries and keys are joined into one tensor
     norms: tuple = ('input_layernorm', 'post_attention_layernorm') # Of a block
     last_norm: str = 'norm' # Before the output layer
     layer_norm: bool = False # LayerNorm, which has a bias, in place of RMSNorm
@@ -54,24 +56,23 @@ class Family:
     head_bias: bool = False # Whether the output layer has one
     tied: bool = False # Whether the output layer is the embedding matrix unless the config says otherwise
     embed: str = 'embed_tokens' # Name of the embedding matrix
-    head: str = 'lm_head' # Name of the output layer
     keys: tuple = () # `(our name, name in config.json)` where they differ
 
     @property
     def linear_names(self): return (*self.qkv, self.out, *self.mlp)
 
 _PRE_POST = ('pre_feedforward_layernorm', 'post_feedforward_layernorm')
-_4H = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, layer_norm=True)
-_OPT = Family(out='out_proj', mlp=('fc1', 'fc2'), gated=False, norms=('self_attn_layer_norm', 'final_layer_norm'), last_norm='final_layer_norm', layer_norm=True,
+_4H = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, activation='gelu', layer_norm=True)
+_OPT = Family(out='out_proj', mlp=('fc1', 'fc2'), gated=False, activation='relu', norms=('self_attn_layer_norm', 'final_layer_norm'), last_norm='final_layer_norm', layer_norm=True,
     tied=True, biases=('q_proj', 'k_proj', 'v_proj', 'out_proj', 'fc1', 'fc2'), keys=(('intermediate_size', 'ffn_dim'),))
-_PHI = Family(out='dense', mlp=('fc1', 'fc2'), gated=False, norms=('input_layernorm',), last_norm='final_layernorm', layer_norm=True, parallel=True,
+_PHI = Family(out='dense', mlp=('fc1', 'fc2'), gated=False, activation='gelu_new', rotary_joined=True, norms=('input_layernorm',), last_norm='final_layernorm', layer_norm=True, parallel=True,
     biases=('q_proj', 'k_proj', 'v_proj', 'dense', 'fc1', 'fc2'), head_bias=True)
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',), last_norm='final_layer_norm', tied=True, embed='shared',
     keys=(('hidden_size', 'd_model'), ('intermediate_size', 'd_ff'), ('num_attention_heads', 'num_heads'), ('head_dim', 'd_kv'), ('num_hidden_layers', 'num_layers')))
 FAMILIES = {k: Family() for k in ('llama', 'mistral', 'qwen3', 'granite')} | dict(qwen2=Family(biases=('q_proj', 'k_proj', 'v_proj')),
     gemma=Family(tied=True), gemma2=Family(norms=Family().norms+_PRE_POST, tied=True), gemma3_text=Family(norms=Family().norms+_PRE_POST, tied=True),
-    phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj')), phi=_PHI, opt=_OPT, t5=_T5,
-    gpt_neox=Family(**_4H, last_norm='final_layer_norm', embed='embed_in', head='embed_out', parallel=True, biases=('query_key_value', 'dense', *_4H['mlp'])),
+    phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj'), rotary_joined=True), phi=_PHI, opt=_OPT, t5=_T5,
+    gpt_neox=Family(**_4H, last_norm='final_layer_norm', embed='embed_in', parallel=True, rotary_joined=True, biases=('query_key_value', 'dense', *_4H['mlp'])),
     falcon=Family(**_4H, last_norm='ln_f', embed='word_embeddings', tied=True, parallel=True, norms=('input_layernorm',),
         keys=(('num_key_value_heads', 'num_kv_heads'), ('intermediate_size', 'ffn_hidden_size'))))
 MODEL_TYPES = tuple(FAMILIES)
@@ -139,8 +140,8 @@ def _tensors(a):
     out = [Tensor(f.embed, 'embeddings', (v, h), 1)]
     if a.positions: out.append(Tensor('embed_positions', 'positions', (a.positions, h), 1))
     if a.encoder_layers: out.append(Tensor('relative_attention_bias', 'positions', (32, a.num_attention_heads), 2))
-    if not a.tie_word_embeddings: out.append(Tensor(f.head, 'lm_head', (v, h), 1))
-    if f.head_bias: out.append(Tensor(f.head+'.bias', 'biases', (v,), 1))
+    if not a.tie_word_embeddings: out.append(Tensor('lm_head', 'lm_head', (v, h), 1))
+    if f.head_bias: out.append(Tensor('lm_head.bias', 'biases', (v,), 1))
     linears = a.linears
     out += _norms(a)+[Tensor(l.name, 'linears' if l.quantised else 'unquantised', (l.out_features, l.in_features), l.count) for l in linears]
     return out+[Tensor(f'{l.name}.bias', 'biases', (l.out_features,), l.count) for l in linears if l.bias]
@@ -215,7 +216,7 @@ def from_config(
     c = _checked(config, who)
     heads,kind = c['num_attention_heads'],c['model_type']
     if not c.get('head_dim') and c['hidden_size']%heads: raise QLoRAError(f"{who}: hidden_size {c['hidden_size']} is not a multiple of its {heads} attention heads")
-    tied,n = c.get('tie_word_embeddings'),c['num_hidden_layers']
+    tied,n = c.get('tie_word_embeddings') if kind!='t5' else True,c['num_hidden_layers']
     return Architecture(who, kind, **{k: c[k] for k in _NEEDED if k!='num_hidden_layers'}, num_hidden_layers=c.get('num_decoder_layers') or n if kind=='t5' else n,
         head_dim=c.get('head_dim') or c['hidden_size']//heads, tie_word_embeddings=FAMILIES[kind].tied if tied is None else bool(tied), biases=_biases(c),
         qk_norm=kind in ('qwen3', 'gemma3_text'), max_position_embeddings=c.get('max_position_embeddings'), hub_id=hub_id, source=source, config=dict(config),

@@ -235,6 +235,7 @@ def plan(
         said = (*said, *_fits_config(config, arch), *_for_run(config, device))
         jobs = tuple(job_for(config, arch, device, m, todo.longest) for m in METHODS)
         budgets,chosen = tuple(map(_budget, jobs)),1 if config.quantization.bits=='none' else 2
+        spread(peak(jobs[chosen]), jobs[chosen], machine)
     except QLoRAError as e: raise _at(config, 'model', e) from e
     traced = peak(jobs[chosen], 'trace') if engine=='trace' else None
     p = Plan(arch, config, jobs, budgets, chosen, machine, precision(device, config.quantization.bnb_4bit_compute_dtype), todo, engine, traced)

@@ -235,7 +235,8 @@ def _scaled(h, x, w):
         return [out, _new(h, 'gradient of the weight', ws, g.dtype)]
     return _op(h, 'scaled', xs, _widest(x.dtype, w.dtype), [x, w], back, save=[x, w])
 
-def _rms_norm(h, x, w):
+def _rms_norm(h, x, w, plus_one=False):
+    "Gemma multiplies by one plus the weight, in float32"
     given,xs,row = x.dtype,x.shape,(*x.shape[:-1], 1)
     x = _cast(h, x, 'float32')
     def of_square(g, s):
@@ -247,7 +248,9 @@ def _rms_norm(h, x, w):
     mean = _op(h, 'variance', row, 'float32', [_op(h, 'square', xs, 'float32', [x], of_square, save=[x])], _like(h, 'gradient of the mean', xs))
     r = _op(h, 'rsqrt', row, 'float32', [_op(h, 'variance + eps', row, 'float32', [mean], lambda g, s: [g])], _like(h, 'gradient of rsqrt', row))
     _keep_output(h, r)
-    return _scaled(h, _cast(h, _op(h, 'normalised', xs, 'float32', [x, r], of_product, save=[x, r]), given), w)
+    y = _op(h, 'normalised', xs, 'float32', [x, r], of_product, save=[x, r])
+    if not plus_one: return _scaled(h, _cast(h, y, given), w)
+    return _cast(h, _scaled(h, y, _op(h, 'one plus weight', w.shape, 'float32', [w], lambda g, s: [g])), given)
 
 def _layer_norm(h, x, w):
     "`nn.LayerNorm`: one kernel, which keeps its input and two numbers a row"
@@ -331,9 +334,9 @@ def _efficient(h, q, k, v, groups):
     return o
 
 # %% ../nbs/step.ipynb #5554a30f
-def _flash(h, q, k, v, groups, dtype):
-    "FlashAttention 2, from SDPA or from its own package; float32 inputs are cast, as transformers does"
-    if q.dtype=='float32': q,k,v = _cast(h, q, dtype),_cast(h, k, dtype),_cast(h, v, dtype)
+def _flash(h, q, k, v, groups, dtype, joined=False):
+    "FlashAttention 2; float32 inputs are cast, as transformers does; `joined`: heads lie apart, as the queries did"
+    if q.dtype=='float32' and dtype!='float32': q,k,v = _cast(h, q, dtype),_cast(h, k, dtype),_cast(h, v, dtype)
     (b,heads,s,d),ks,t = q.shape,k.shape,q.dtype
     lse,rows,width = _new(h, 'log-sum-exp', (b, heads, s), 'float32'),-(-s//128)*128,-(-d//32)*32
     def back(g, kept):
@@ -343,7 +346,7 @@ def _flash(h, q, k, v, groups, dtype):
         return out
     o = _op(h, 'attention output', (b, s, heads*d), t, [q, k, v], back, save=[q, k, v, lse])
     _keep_output(h, o)
-    return o
+    return _op(h, 'heads joined', o.shape, t, [o], lambda g, kept: [g]) if joined else o
 
 # %% ../nbs/step.ipynb #5a07aeb2
 class _Step:
@@ -409,10 +412,15 @@ def _proj(s, w, name, x):
     return y
 
 # %% ../nbs/step.ipynb #6c09fc1c
+def _normed(s, w, x):
+    if s.arch.family.layer_norm: return _layer_norm(s.h, x, w)
+    return _rms_norm(s.h, x, w, s.arch.model_type.startswith('gemma'))
+
 def _kernel(s, dtype, groups):
-    "Which attention code runs"
+    "Which attention code runs; Falcon leaves its one key head to be broadcast, which only the plain code does"
     j = s.job
     if j.attention!='sdpa': return 'eager' if j.attention=='eager' else 'flash'
+    if s.arch.model_type=='falcon' and s.arch.num_key_value_heads==1: return 'math'
     if s.stack.kernel!='auto': return s.stack.kernel
     if not s.cuda or dtype!='float32' and j.capability>=(8, 0): return 'flash'
     return 'math' if groups>1 else 'efficient'
@@ -425,9 +433,9 @@ def _qkv(s, w, x):
         back = _like(h, 'gradient of a part', y.shape)
         return [_op(h, '', (b, i, n, d), y.dtype, [y], back, view=True) for i in (heads, kv, kv)]
     q = _call(_proj, s, w, f.qkv[0], x).view((b, heads, n, d))
-    if a.qk_norm: q = _call(_rms_norm, h, q, w['q_norm'])
+    if a.qk_norm: q = _call(_normed, s, w['q_norm'], q)
     k = _call(_proj, s, w, f.qkv[1], x).view((b, kv, n, d))
-    if a.qk_norm: k = _call(_rms_norm, h, k, w['k_norm'])
+    if a.qk_norm: k = _call(_normed, s, w['k_norm'], k)
     return [q, k, _call(_proj, s, w, f.qkv[2], x).view((b, kv, n, d))]
 
 def _rotated(s, q, k): return (q, k) if s.arch.positions else (_rotate(s.h, q, s.cos), _rotate(s.h, k, s.cos))
@@ -442,26 +450,35 @@ def _attention(s, w, x):
     h.at = 'attention'
     kernel,table = _kernel(s, q.dtype, heads//kv),None
     if kernel=='eager': o,table = _call(_eager, h, q, k, v, heads//kv, s.mask, s.cuda)
-    elif kernel=='flash': o = _call(_flash, h, q, k, v, heads//kv, s.job.dtype)
+    elif kernel=='flash': o = _call(_flash, h, q, k, v, heads//kv, s.job.dtype, s.job.attention=='sdpa' and a.family.rotary_joined)
     else: o = _call(_plain if kernel=='math' else _efficient, h, q, k, v, heads//kv)
     return _call(_proj, s, w, a.family.out, o)
 
-def _activation(h, x): return _op(h, 'activation', x.shape, x.dtype, [x], _like(h, 'gradient of the activation', x.shape), save=[x])
+def _activation(h, x, kind):
+    "SiLU and GELU keep their input, ReLU its output, and GPT's GELU the results of four operations"
+    shape,back = x.shape,_like(h, 'gradient of the activation', x.shape)
+    if kind=='gelu_new':
+        inner = _op(h, 'tanh', shape, x.dtype, [x], back, save=[x])
+        _keep_output(h, inner)
+        return _mul(h, _scale(h, x, 'half the input'), _scale(h, inner, 'one plus tanh'), 'activation')
+    y = _op(h, 'activation', shape, x.dtype, [x], back, save=[x] if kind!='relu' else [])
+    if kind=='relu': _keep_output(h, y)
+    return y
 
 def _mlp(s, w, x):
     h,f = s.h,s.arch.family
     g = _call(_proj, s, w, f.mlp[0], x)
     h.at = 'mlp'
     if not f.gated:
-        p = _activation(h, g)
+        p = _activation(h, g, f.activation)
         del g
         return _call(_proj, s, w, f.mlp[-1], p)
     if len(f.mlp)==2:
         half,back = (*g.shape[:-1], g.shape[-1]//2),_like(h, 'gradient of a part', g.shape)
         g,u = [_op(h, '', half, g.dtype, [g], back, view=True) for _ in range(2)]
-        act = _activation(h, g)
+        act = _activation(h, g, f.activation)
     else:
-        act = _activation(h, g)
+        act = _activation(h, g, f.activation)
         u = _call(_proj, s, w, f.mlp[1], x)
     h.at = 'mlp'
     p = _mul(h, act, u)
@@ -471,7 +488,7 @@ def _mlp(s, w, x):
 # %% ../nbs/step.ipynb #d1d071c9
 def _norm(s, w, name, x):
     s.h.at = name
-    return _call(_layer_norm if s.arch.family.layer_norm else _rms_norm, s.h, x, w[name])
+    return _call(_normed, s, w[name], x)
 
 def _onto(s, x, y):
     "Granite scales what it adds to the residual stream"
@@ -630,7 +647,7 @@ def _forward(s):
         w = _weights(s)
         x = _checkpoint(s, w, x)
     h.at = 'last norm'
-    x = (_layer_norm if s.arch.family.layer_norm else _rms_norm)(h, x, s.last)
+    x = _normed(s, s.last, x)
     loss,logits = LOSSES[s.stack.loss](s, x)
     h.autocast,h.cache = None,{}
     return loss.node,logits if s.stack.outputs_kept else None,w,end if n>1 else None,between
