@@ -302,6 +302,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qlora_nb.magics._During.qlora_stop': ('magics.html#_during.qlora_stop', 'qlora_nb/magics.py'),
                                  'qlora_nb.magics._During.qlora_train': ('magics.html#_during.qlora_train', 'qlora_nb/magics.py'),
                                  'qlora_nb.magics._Planning': ('magics.html#_planning', 'qlora_nb/magics.py'),
+                                 'qlora_nb.magics._Planning._explore': ('magics.html#_planning._explore', 'qlora_nb/magics.py'),
                                  'qlora_nb.magics._Planning.qlora_plan': ('magics.html#_planning.qlora_plan', 'qlora_nb/magics.py'),
                                  'qlora_nb.magics._architecture': ('magics.html#_architecture', 'qlora_nb/magics.py'),
                                  'qlora_nb.magics._line_options': ('magics.html#_line_options', 'qlora_nb/magics.py'),

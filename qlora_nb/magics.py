@@ -84,6 +84,7 @@ class _Planning:
     @argument('--tokens', type=int, help='Tokens of the training rows; hours and rent are then those of the whole run')
     @argument('--gpus', type=int, default=1, help='Cards that share the run')
     @argument('--sharding', default='', help='How they share it: ddp or fsdp')
+    @argument('--explore', action='store_true', help='With a control for each knob, and a button that writes the cell')
     @argument('--json', action='store_true', help='Print the plan as JSON')
     @argument('--markdown', action='store_true', help='Print the plan as Markdown')
     @argument('-o', '--name', help='Also bind the plan to this variable')
@@ -93,10 +94,17 @@ class _Planning:
         from qlora_nb.planner import plan
         a = parse_line(self.qlora_plan, line)
         if a is None: return
-        p = self._bind(a.name, plan(a.model or self._needs_config(), gpu=a.gpu, engine='trace' if a.trace else 'formula', tokens=a.tokens, gpus=a.gpus, sharding=a.sharding))
+        kw = dict(gpu=a.gpu, engine='trace' if a.trace else 'formula', tokens=a.tokens, gpus=a.gpus, sharding=a.sharding)
+        p = self._bind(a.name, plan(a.model or self._needs_config(), **kw))
+        if a.explore: return self._explore(p, a)
         forms = [form for asked,form in ((a.json, p.to_json), (a.markdown, p.to_markdown)) if asked]
         for form in forms: print(form())
         return None if forms else p
+
+    def _explore(self, p, a):
+        from qlora_nb.explorer import Explorer, Shelf
+        config = p.config.with_(**{'hardware.gpu': a.gpu}) if a.gpu else p.config
+        Shelf(Explorer(config, tokens=a.tokens, gpus=a.gpus, sharding=a.sharding))
 
 # %% ../nbs/magics.ipynb #b996848e
 def _architecture(model):
