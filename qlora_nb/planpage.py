@@ -167,9 +167,12 @@ def _bar(p, i, top):
 def _bars(p):
     top = max([f.device[1] for f in p.fits]+[1.05*(p.device.memory or 0) if (p.device.memory or 0)<4*p.fits[0].device[1] else 0])
     def row(i, cells):
-        said = ''.join(tag('td', escape(c), cls='num' if n<5 else _verdict(p.fits[i].verdict)) for n,c in enumerate(cells[1:]))
-        return tag('tr', tag('th', escape(cells[0]), scope='row')+tag('td', _bar(p, i, top))+said, cls='strong' if i==p.chosen else '')
-    head = tag('thead', tag('tr', ''.join(tag('th', h, 'num' if 1<n<7 else '', scope='col') for n,h in enumerate((METHOD_HEAD[0], '', *METHOD_HEAD[1:])))))
+        b,(name,*said,_,verdict) = p.budgets[i],cells
+        share = tag('td', f'{b.trainable/b.parameters:.2%}', 'num', title=f'{b.trainable:,} parameters')
+        nums = ''.join(tag('td', escape(c), 'num') for c in said)+share+tag('td', escape(verdict), _verdict(p.fits[i].verdict))
+        return tag('tr', tag('th', escape(name)+_bar(p, i, top), scope='row')+nums, cls='strong' if i==p.chosen else '')
+    names = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
+    head = tag('thead', tag('tr', ''.join(tag('th', h, 'num' if 0<n<6 else '', scope='col') for n,h in enumerate(names))))
     return tag('table', head+tag('tbody', ''.join(row(i, c) for i,c in enumerate(methods(p)))))+_key(p)
 
 # %% ../nbs/planpage.ipynb #2f90a4d5
