@@ -448,6 +448,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qlora_nb.planpage._segments': ('planpage.html#_segments', 'qlora_nb/planpage.py'),
                                    'qlora_nb.planpage._signed': ('planpage.html#_signed', 'qlora_nb/planpage.py'),
                                    'qlora_nb.planpage._terms': ('planpage.html#_terms', 'qlora_nb/planpage.py'),
+                                   'qlora_nb.planpage._this': ('planpage.html#_this', 'qlora_nb/planpage.py'),
                                    'qlora_nb.planpage._verdict': ('planpage.html#_verdict', 'qlora_nb/planpage.py'),
                                    'qlora_nb.planpage.cards': ('planpage.html#cards', 'qlora_nb/planpage.py'),
                                    'qlora_nb.planpage.headline': ('planpage.html#headline', 'qlora_nb/planpage.py'),
