@@ -32,8 +32,8 @@ BLOG,LITGPT = dict(r=64, target_modules='all-linear', lora_dropout=.1),dict(lora
 SHORT = dict(q='q_proj', k='k_proj', v='v_proj', o='o_proj')
 WHY_B = """LitGPT is another code base. What is modelled of it: one fused projection for queries, keys and values (its output stays alive as long as the values do),
 adapters in bfloat16, inputs that the bitsandbytes of 2023 kept on every 4-bit layer. What is not: the output layer is quantised too (0.2 GB less for Llama-2-7B),
-the vocabulary is padded, and the loss works in chunks of 128 tokens. The rows of its config hub were taken while a model was loaded as well, and their longest
-row is known to be at most 512 tokens only. Its two full fine-tuning rows are below the weights, gradients and two moments that plain AdamW keeps in
+the vocabulary is padded, and the loss works in chunks of 128 tokens. The rows of its config hub are peaks of the whole process, loading included, and their longest
+row is only known to be at most 512 tokens. Its two full fine-tuning rows are below the weights, gradients and two moments that plain AdamW keeps in
 bfloat16 (8 bytes a parameter), so they cannot be what the row says: some of it was not on that card."""
 WHY_C = """Rank, targets and dropout are not in the post; the QLoRA paper's are assumed (64, all linear layers, 10 %), with the stack of May 2023: float32 for what is not
 quantised, autocast, checkpointing with re-entry, logits copied to be shifted, 4-bit layers that keep their inputs, eager attention. Of the wrong ones, the 8-bit 7B
@@ -72,8 +72,8 @@ def job_of(row)->Job: # `row` as `visible` gives it
     missing = [k for k in ('model_config', 'method', 'quant', 'micro_batch', 'seq_len') if row.get(k) is None]
     if missing: raise QLoRAError(f"the row has no {', '.join(missing)}")
     arch = from_config({**row['model_config'], 'max_position_embeddings': row['seq_len']}, row.get('model') or '')
-    try: cap = gpu(row.get('gpu') or '').capability
-    except QLoRAError: cap = (8, 0)
+    card = card_of(row)
+    cap = card.capability if card else (8, 0)
     asked = dict(r=row.get('lora_r') or 16, lora_dropout=(row.get('stack') or {}).get('lora_dropout') or 0.)
     asked['target_modules'] = tuple(SHORT.get(t.split()[0], t) for t in row['target_modules']) if row.get('target_modules') else 'all-linear'
     if 'lit' in framework: asked |= LITGPT
@@ -93,11 +93,17 @@ def predict(row, engine='formula'): # → bytes
     else: from qlora_nb.memory import estimate as f
     return f(job_of(row)).tensors
 
+def card_of(row): # → `Device`, or None for a card that the catalogue does not know
+    "The card, by its name, with or without its size"
+    name = row.get('gpu') or ''
+    for n in (name, name.rpartition(' ')[0]):
+        try: return gpu(n)
+        except QLoRAError: continue
+
 def verdict(row, predicted): # → `fits`, `no`, or '' where the card is not known
     "Whether tensors and CUDA's context fit: the allocator gives its cached blocks back before it fails"
-    try: room = gpu(row['gpu'].replace(' 16GB', '').replace(' 24GB', '') if 'T4' in row['gpu'] or 'A10G' in row['gpu'] else row['gpu']).memory
-    except QLoRAError: return ''
-    return '' if not room else 'fits' if predicted+CONTEXT<=room else 'no'
+    card = card_of(row)
+    return '' if not card or not card.memory else 'fits' if predicted+CONTEXT<=card.memory else 'no'
 
 def skip(row): # → the reason, or ''
     if (row.get('n_gpus') or 1)>1: return f"ran on {row['n_gpus']} GPUs"
@@ -164,7 +170,9 @@ def report(rows):
     table = []
     for name,keep in [*((f, f) for f in dict.fromkeys(family(r['source']) for r in rows)), ('tier A', None)]:
         errors = [r['error'] for r in rows if r['error'] is not None and (family(r['source'])==keep if keep else r['tier']=='A')]
-        if errors: s = spread(errors); table.append((name, s['n'], *(f'{s[k]:.2%}' for k in ('median', 'p90', 'worst'))))
+        if not errors: continue
+        s = spread(errors)
+        table.append((name, s['n'], *(f'{s[k]:.2%}' for k in ('median', 'p90', 'worst'))))
     return '\n\n'.join([*out, text_table(table, ('source', 'rows', 'median', 'p90', 'worst'), 'Absolute error of the tensors', num=(1, 2, 3, 4))])
 
 def main(argv=None): # → exit status

@@ -316,7 +316,8 @@ _MEASURED = ('llama', 'mistral', 'qwen2', 'granite')
 def _estimate_notes(job, b):
     s,a,notes = job.stack,job.arch,[]
     if a.model_type not in _MEASURED: notes.append(f'The step of a {a.model_type} model is walked through with its own layers, norms and shapes, but was not held against measurements; small buffers of its own are left out.')
-    if job.attention=='sdpa' and job.device!='cpu' and a.num_attention_heads>a.num_key_value_heads and s.kernel=='auto' and (job.capability<(8, 0) or s.upcast!='none' and not s.autocast):
+    slow = s.kernel=='auto' and (job.capability<(8, 0) or s.upcast!='none' and not s.autocast)
+    if slow and job.attention=='sdpa' and job.device!='cpu' and a.num_attention_heads>a.num_key_value_heads:
         notes.append('PyTorch has no fast attention kernel for grouped heads with this card or number type: the table of scores is built and kept.')
     if job.use_dora: notes.append('DoRA builds the whole updated weight at each use; its gradient buffers are counted approximately.')
     if job.quant=='int8' and job.method=='qlora' and job.checkpointing and not s.use_reentrant:

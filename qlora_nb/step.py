@@ -77,6 +77,7 @@ class _Frame:
     "A checkpointed layer: how to run it again, how many tensors it kept, and those tensors once it was run again"
     def __init__(self, f, x, leaf, autocast): self.f,self.x,self.leaf,self.autocast,self.n,self.slots = f,x,leaf,autocast,0,None
 
+# %% ../nbs/step.ipynb #1acc6243
 def _new(h, name, shape, dtype): return _Tensor(shape, dtype, _Store(h, name, shape, dtype))
 def _call(f, *args): return f(*args)
 
@@ -90,7 +91,7 @@ def _keep(h, t):
     h.frame.n += 1
     return h.frame,h.frame.n-1
 
-# %% ../nbs/step.ipynb #1acc6243
+# %% ../nbs/step.ipynb #3745f2dd
 def _kept(h, e):
     "The kept tensor again"
     if type(e) is not tuple: return e
@@ -105,6 +106,7 @@ def _kept(h, e):
     t,f.slots[i] = f.slots[i],None
     return t
 
+# %% ../nbs/step.ipynb #baae104a
 def _link(h, t, ins, saved, back):
     h.seq += 1
     t.node = n = _Node()
@@ -169,6 +171,7 @@ def _cast(h, x, dtype, name=''):
     if x.dtype==dtype: return x
     return _op(h, name or f'as {dtype}', x.shape, dtype, [x], lambda g, s, d=x.dtype: [_new(h, f'gradient as {d}', g.shape, d)])
 
+# %% ../nbs/step.ipynb #4cb7a7d1
 def _add(h, a, b, name='sum'): return _op(h, name, a.shape, _widest(a.dtype, b.dtype), [a, b], lambda g, s: [g, g])
 def _scale(h, a, name='scaled'): return _op(h, name, a.shape, a.dtype, [a], _like(h, 'gradient, scaled', a.shape))
 def _clone(h, a): return _op(h, 'clone', a.shape, a.dtype, [a], lambda g, s: [g])
@@ -295,6 +298,7 @@ def _softmax(h, x, cuda=True):
     _keep_output(h, p)
     return _cast(h, p, given)
 
+# %% ../nbs/step.ipynb #081d8349
 def _eager(h, q, k, v, groups, mask, cuda):
     b,heads,s,d = q.shape
     k,v,strided = _repeat(h, k, groups),_repeat(h, v, groups),groups==1
@@ -438,6 +442,7 @@ def _qkv(s, w, x):
     if a.qk_norm: k = _call(_normed, s, w['k_norm'], k)
     return [q, k, _call(_proj, s, w, f.qkv[2], x).view((b, kv, n, d))]
 
+# %% ../nbs/step.ipynb #30e43952
 def _rotated(s, q, k): return (q, k) if s.arch.positions else (_rotate(s.h, q, s.cos), _rotate(s.h, k, s.cos))
 
 # %% ../nbs/step.ipynb #7ad4b99e
@@ -587,6 +592,7 @@ def _learned(s, x):
     s.h.at = 'learned positions'
     return _full_logits(s, _positions(s, x))[0],None
 
+# %% ../nbs/step.ipynb #50b38fcc
 def _liger(s, x):
     h,(n,width),v = s.h,(s.job.tokens, x.shape[-1]),s.arch.vocab_size
     h.at = 'liger head'

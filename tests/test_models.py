@@ -56,7 +56,7 @@ FALCON = dict(model_type='falcon', hidden_size=128, num_hidden_layers=2, num_att
 @pytest.mark.parametrize('config', [FALCON | dict(new_decoder_architecture=True, num_kv_heads=2), FALCON | dict(multi_query=False, parallel_attn=False, bias=True),
     FALCON | dict(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
     dict(model_type='opt', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, ffn_dim=192, vocab_size=320, word_embed_proj_dim=128, enable_bias=False),
-    dict(model_type='t5', d_model=128, d_kv=32, d_ff=192, num_layers=2, num_decoder_layers=3, num_heads=4, vocab_size=320, feed_forward_proj='gated-gelu', tie_word_embeddings=False),
+    dict(model_type='t5', d_model=128, d_kv=32, d_ff=192, num_layers=2, num_decoder_layers=3, num_heads=4, vocab_size=320, feed_forward_proj='gated-gelu'),
     dict(model_type='gpt_neox', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, vocab_size=320, attention_bias=False)])
 def test_variants_of_a_family(config):
     a = from_config(config, 'odd')
