@@ -142,13 +142,15 @@ def spread(
     n,c,fsdp = machine.gpus,dict(peak.components),machine.sharding=='fsdp'
     if n==1: return peak
     if fsdp and job.method=='qlora' and job.quant=='int8': raise QLoRAError('FSDP shares out 4-bit and 16-bit bases; bitsandbytes cannot shard an 8-bit one', key='sharding', value='fsdp')
-    extra = dict(gathered=gathered(job, peak)) if fsdp else dict(buckets=_buckets(job))
     if fsdp: c.update({g: round(c[g]/n) for g in DIVIDED if g in c})
-    c.update(extra)
-    change = sum(c.values())-peak.tensors
-    phases = {k: max(0, v+change-(extra['gathered'] if fsdp and k in ('load', 'optimizer') else 0)) for k,v in peak.phases.items()}
-    band = peak.reserved and tuple(r+change for r in peak.reserved)
-    return replace(peak, tensors=peak.tensors+change, phases=phases, components=c, paged=round(peak.paged/n) if fsdp else peak.paged, reserved=band)
+    else: c['buckets'] = _buckets(job)
+    change,whole = sum(c.values())-peak.tensors,gathered(job, peak) if fsdp else 0
+    phases = {k: max(0, v+change+(whole if k in ('forward', 'backward') else 0)) for k,v in peak.phases.items()}
+    binding = max(phases, key=phases.get)
+    if fsdp: c['gathered'] = phases[binding]-sum(c.values())
+    band = peak.reserved and tuple(r+phases[binding]-peak.tensors for r in peak.reserved)
+    paged = round(peak.paged/n) if fsdp else peak.paged
+    return replace(peak, tensors=phases[binding], phases=phases, binding=binding, components=c, paged=paged, reserved=band)
 
 # %% ../nbs/fit.ipynb #87af812d
 def fit(
