@@ -120,6 +120,7 @@ def _row(d):
     cap = '.'.join(map(str, d.capability)) if d.capability else d.kind
     return d.name, fmt_bytes(d.memory, 'GiB') if d.memory else '', d.bandwidth, d.tflops, cap, 'native' if d.bf16 else 'no', _dollars(d.usd)
 
+# %% ../nbs/hardware.ipynb #d9991d41
 @dataclass(frozen=True)
 class Catalogue(Shown):
     "Cards with memory, speed and rental price; sources in the devices themselves"

@@ -167,28 +167,35 @@ def _bar(p, i, top):
 def _bars(p):
     top = max([f.device[1] for f in p.fits]+[1.05*(p.device.memory or 0) if (p.device.memory or 0)<4*p.fits[0].device[1] else 0])
     def row(i, cells):
-        b,(name,*said,_,verdict) = p.budgets[i],cells
+        b,(name,*said,_,_) = p.budgets[i],cells
         share = tag('td', f'{b.trainable/b.parameters:.2%}', 'num', title=f'{b.trainable:,} parameters')
-        nums = ''.join(tag('td', escape(c), 'num') for c in said)+share+tag('td', escape(verdict), _verdict(p.fits[i].verdict))
+        nums = ''.join(tag('td', escape(c), 'num') for c in said)+share+tag('td', _verdict(p.fits[i].verdict))
         return tag('tr', tag('th', escape(name)+_bar(p, i, top), scope='row')+nums, cls='strong' if i==p.chosen else '')
     names = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
     head = tag('thead', tag('tr', ''.join(tag('th', h, 'num' if 0<n<6 else '', scope='col') for n,h in enumerate(names))))
-    return tag('table', head+tag('tbody', ''.join(row(i, c) for i,c in enumerate(methods(p)))))+_key(p)
+    return _this(p)+tag('table', head+tag('tbody', ''.join(row(i, c) for i,c in enumerate(methods(p)))))+_key(p)
 
 # %% ../nbs/planpage.ipynb #2f90a4d5
-def _verdict(v): return dict(fits='ok', no='bad').get(v, '')
+def _verdict(v): return tag('span', SAID[v], cls=dict(fits='ok', no='bad').get(v, ''))
+def _this(p):
+    "The chosen method alone, on the scale of the card"
+    top = 1.05*max(p.device.memory or 0, p.fit.device[1])
+    return tag('div', tag('span', escape(f'{_method(p.budget)} on {p.device.name}'))+_bar(p, p.chosen, top), style='--qnb-bar:560px')
+
 def _key(p):
     groups = dict.fromkeys(g for i in range(3) for g in (*p.estimates[i].components, *p.peak.components))
     keys = [(LEGEND.get(g, g), COLOURS.get(g, 'var(--qnb-dim)')) for g in groups]+[('allocator and context', BAND)]
     if p.device.memory: keys.append((f'line: {fmt_bytes(p.device.memory)} usable on {p.device.name}', 'var(--qnb-ink)'))
     return tag('div', ' '.join(tag('span', tag('span', '■', style=f'color:{c}', aria_hidden='true')+' '+escape(n)) for n,c in keys), cls='row dim')
 
+# %% ../nbs/planpage.ipynb #4be3b58c
 def _fold(name, body, open_=None): return tag('details', tag('summary', escape(name))+body, open=open_)
 
-# %% ../nbs/planpage.ipynb #4be3b58c
 def _card_table(p):
-    def row(cells, c): return tag('tr', ''.join(tag('th' if i==0 else 'td', escape(_md(v)), _verdict(c.verdict) if i==2 else 'num' if i else '', **({'scope': 'row'} if i==0 else {}))
-        for i,v in enumerate(cells)), cls='strong' if c.device==p.device else '')
+    def row(cells, c):
+        name,usable,_,*rest = (escape(_md(v)) for v in cells)
+        said = tag('th', name, scope='row')+tag('td', usable, 'num')+tag('td', _verdict(c.verdict))+''.join(tag('td', v, 'num') for v in rest)
+        return tag('tr', said, cls='strong' if c.device==p.device else '')
     head = tag('tr', ''.join(tag('th', h, 'num' if i and i!=2 else '', scope='col') for i,h in enumerate(CARD_HEAD)))
     return tag('table', tag('thead', head)+tag('tbody', ''.join(row(r, c) for r,c in zip(cards(p), p.cards))))+html_notes([CARD_NOTE], 'note info')
 

@@ -82,10 +82,10 @@ def test_a_processor_has_no_allocator():
 
 def test_engines(monkeypatch):
     import sys
-    traced = NS(tensors=5, phases=dict(forward=5), binding='forward', components=dict(weights=5), paged=1, reserved=(6, 7))
+    traced = NS(tensors=5, phases=dict(forward=5), binding='forward', components={'base weights': 2, 'layer activations': 2, 'new': 1}, paged=1, reserved=(6, 7))
     monkeypatch.setitem(sys.modules, 'qlora_nb.trace', NS(trace=lambda job: traced))
     p = peak(replace(JOB, length=77), 'trace')
-    assert (p.tensors, p.reserved, p.paged, p.components)==(5, (6, 7), 1, dict(weights=5))
+    assert (p.tensors, p.reserved, p.paged, p.components)==(5, (6, 7), 1, dict(weights=2, layer=2, new=1))
     with pytest.raises(QLoRAError, match="Did you mean 'trace'"): peak(JOB, 'trac')
 
 
@@ -99,7 +99,7 @@ def test_several_cards(job, n, how):
     one,each = peak(job),spread(peak(job), job, m)
     assert each.tensors==sum(each.components.values())==each.phases[each.binding] and max(each.phases.values())==each.tensors
     if how=='ddp': assert each.tensors-one.tensors==each.components['buckets']>0 and each.paged==one.paged
-    else: assert spread(one, job, replace(m, gpus=n+1)).tensors<=each.tensors and each.components['gathered']==gathered(job, one)
+    else: assert spread(one, job, replace(m, gpus=n+1)).tensors<=each.tensors and 0<=each.components['gathered']<=gathered(job, one)
     assert spread(one, job, card(GiB)) is one
 
 
