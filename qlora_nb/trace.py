@@ -155,6 +155,7 @@ def _kind(job, q, k):
     if q.element_size()==2 and job.capability>=(8, 0): return 'flash'
     return 'efficient' if k.shape[1]==q.shape[1] else 'math'
 
+# %% ../nbs/trace.ipynb #ec9f4afd
 def _fused_attention(job, tr):
     import torch
     kernel = _kernel(tr)
@@ -356,6 +357,7 @@ def _shifted(job, model, ids, labels):
     whole = logits.float()
     shifted = whole[..., :-1, :].contiguous()
     loss = torch.nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[..., 1:].reshape(-1))
+    del whole,shifted
     if job.stack.autocast and job.stack.loop=='trainer': logits = logits.float()
     return loss,logits if job.stack.outputs_kept else None
 

@@ -43,7 +43,8 @@ def test_stacks_differ():
 
 @pytest.mark.parametrize('changes', [dict(quant='int8'), dict(quant='fp4', double_quant=False), dict(use_dora=True), dict(lora_dropout=.1), dict(device='cpu'),
     dict(optim='adamw_8bit'), dict(optim='paged_adamw_32bit'), dict(optim='adafactor'), dict(stack=stack('raw', use_reentrant=True)),
-    dict(stack=stack(loss='learned'), learned=.5), dict(stack=stack('raw', loss='full_logits_shifted')), dict(capability=(7, 5), dtype='float16'), dict(attention='flash_attention_2'), dict(dtype='float16', attention='eager')], ids=lambda c: ' '.join(map(str, list(c.values())[:1]))[:30])
+    dict(stack=stack(loss='learned'), learned=.5), dict(stack=stack('raw', loss='full_logits_shifted')), dict(capability=(7, 5), dtype='float16'),
+    dict(attention='flash_attention_2'), dict(dtype='float16', attention='eager')], ids=lambda c: ' '.join(map(str, list(c.values())[:1]))[:30])
 def test_runs(changes):
     t = trace(replace(JOB, **changes))
     assert t.tensors>0 and 'Peaks:' in str(t) and '<table' in t._repr_html_()
