@@ -41,7 +41,7 @@ def test_stacks_differ():
     assert peak(attention='eager', length=256)>peak(length=256)
     assert peak(checkpointing=False)>peak()
 
-@pytest.mark.parametrize('changes', [dict(quant='int8'), dict(quant='fp4', double_quant=False), dict(use_dora=True), dict(lora_dropout=.1), dict(device='cpu'),
+@pytest.mark.parametrize('changes', [dict(quant='int8'), dict(quant='fp4', double_quant=False), dict(lora_dropout=.1), dict(device='cpu'),
     dict(optim='adamw_8bit'), dict(optim='paged_adamw_32bit'), dict(optim='adafactor'), dict(stack=stack('raw', use_reentrant=True)),
     dict(stack=stack(loss='learned'), learned=.5), dict(stack=stack('raw', loss='full_logits_shifted')), dict(capability=(7, 5), dtype='float16'),
     dict(attention='flash_attention_2'), dict(dtype='float16', attention='eager')], ids=lambda c: ' '.join(map(str, list(c.values())[:1]))[:30])
@@ -59,7 +59,7 @@ def test_labels():
     assert few<all_
 
 @pytest.mark.parametrize('changes,said', [(dict(attention='flash'), 'flash_attention_2'), (dict(method='qlroa'), 'qlora'), (dict(optim='adamw_9bit'), 'adamw_8bit'),
-    (dict(stack=stack(loss='liger')), 'cannot be traced'), (dict(batch=0), 'at least 1'), (dict(device='cpu', attention='flash_attention_2'), 'GPU')])
+    (dict(stack=stack(loss='liger')), 'cannot be traced'), (dict(batch=0), 'at least 1'), (dict(use_dora=True), 'DoRA'), (dict(device='cpu', attention='flash_attention_2'), 'GPU')])
 def test_refused(changes, said):
     with pytest.raises(QLoRAError) as e: trace(replace(JOB, **changes))
     assert said in str(e.value) and '\n' not in str(e.value)
