@@ -149,15 +149,23 @@ def _kernel(tr):
             with tr.scratch(*sizes): return *grads,None
     return Kernel
 
+def _kind(job, q, k):
+    if job.attention=='flash_attention_2': return 'flash'
+    if job.stack.kernel!='auto': return job.stack.kernel
+    if q.element_size()==2 and job.capability>=(8, 0): return 'flash'
+    return 'efficient' if k.shape[1]==q.shape[1] else 'math'
+
+# %% ../nbs/trace.ipynb #ec9f4afd
 def _fused_attention(job, tr):
     import torch
-    kernel,asked = _kernel(tr),job.attention=='flash_attention_2'
+    kernel = _kernel(tr)
     def attend(module, query, key, value, attention_mask, dropout=0., scaling=None, **kw):
-        q,k,v = query,key,value
-        if asked and q.dtype==torch.float32: q,k,v = (t.to(getattr(torch, job.stack.autocast or job.dtype)) for t in (q, k, v))
-        flash = asked or q.dtype==torch.bfloat16
-        if not flash and k.shape[1]!=q.shape[1]: k,v = (t.repeat_interleave(q.shape[1]//k.shape[1], 1) for t in (k, v))
-        return kernel.apply(q, k, v, flash).transpose(1, 2).contiguous(),None
+        q,k,v,kind = query,key,value,_kind(job, query, key)
+        if kind=='flash' and q.dtype==torch.float32: q,k,v = (t.to(getattr(torch, job.stack.autocast or job.dtype)) for t in (q, k, v))
+        if kind=='efficient' and k.shape[1]!=q.shape[1]: k,v = (t.repeat_interleave(q.shape[1]//k.shape[1], 1) for t in (k, v))
+        if kind!='math': return kernel.apply(q, k, v, kind=='flash').transpose(1, 2).contiguous(),None
+        out = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0., True, None, scale=scaling, enable_gqa=k.shape[1]!=q.shape[1])[0]
+        return out.transpose(1, 2).contiguous(),None
     return attend
 
 # %% ../nbs/trace.ipynb #714795c2
@@ -341,11 +349,24 @@ def _fused_head(job, base):
     head = type('Head', (c.ChunkedLogProbFunction,), kept)
     _again(u.add_fused_lm_head, _use_triton=lambda device: True, _ChunkedLogProbFunction=head)(base, outputs=_OUTPUTS)
 
+def _shifted(job, model, ids, labels):
+    "The loss of transformers 4, which copies the logits to shift them; Granite's class had replaced them by float32 before"
+    import torch
+    logits = model(input_ids=ids).logits
+    if job.arch.model_type=='granite': logits = logits.float()
+    whole = logits.float()
+    shifted = whole[..., :-1, :].contiguous()
+    loss = torch.nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[..., 1:].reshape(-1))
+    del whole,shifted
+    if job.stack.autocast and job.stack.loop=='trainer': logits = logits.float()
+    return loss,logits if job.stack.outputs_kept else None
+
 def _loss(job, model, ids, labels):
     "The loss, and the output while the loop keeps it"
     if job.stack.loss=='learned':
         from qlora_nb.trainer import learned_loss
         return learned_loss(model, dict(input_ids=ids, labels=labels))[0],None
+    if job.stack.loss=='full_logits_shifted': return _shifted(job, model, ids, labels)
     fused = job.stack.loss=='fused'
     out = model(input_ids=ids, labels=labels, **(dict(fused_lm_head=True) if fused else {}))
     if job.stack.autocast and job.stack.loop=='trainer' and not fused:
@@ -390,7 +411,7 @@ def _watch(job, base, params, log, tr):
     for p in params: p.register_post_accumulate_grad_hook(named)
 
 # %% ../nbs/trace.ipynb #8725f8dd
-_CUBLAS = (2*4096+8*16)*2**10
+def _cublas(job): return 2**25 if job.capability>=(9, 0) else (2*4096+8*16)*2**10
 
 def _checkpoint(job, base):
     if not job.checkpointing: return
@@ -408,7 +429,7 @@ def _run(job, layers)->Log:
     if job.stack.loss=='fused': _fused_head(job, base)
     with FakeTensorMode(allow_non_fake_inputs=True), tr, _attention(job, base, tr), _autocast_answered(job):
         log.mark('load')
-        if job.device=='cuda': log.alloc(2*_CUBLAS, 'workspace')
+        if job.device=='cuda': log.alloc(2*_cublas(job), 'workspace')
         _load(job, model, tr)
         _upcast(job, model, tr)
         model.train()
@@ -559,7 +580,7 @@ def _timeline(log):
 # %% ../nbs/trace.ipynb #f29228e3
 _ALLOWED = dict(method=('full', 'lora', 'qlora'), quant=('nf4', 'fp4', 'int8'), attention=('eager', 'sdpa', 'flash_attention_2'), device=('cuda', 'cpu'),
     dtype=('float32', 'bfloat16', 'float16'))
-_LOSSES = ('full_logits', 'fused', 'learned')
+_LOSSES = ('full_logits', 'full_logits_shifted', 'fused', 'learned')
 
 def _checked(job, layers):
     for k,allowed in _ALLOWED.items():
@@ -567,6 +588,8 @@ def _checked(job, layers):
         if v not in allowed: raise QLoRAError(f"{k} of a job is one of {', '.join(allowed)}.", key=k, value=v, suggestion=nearest(str(v), allowed))
     loss = job.stack.loss
     if loss not in _LOSSES: raise QLoRAError(f"the loss {loss!r} cannot be traced; there are {', '.join(_LOSSES)}.", key='stack.loss', value=loss, suggestion=nearest(str(loss), _LOSSES))
+    if job.use_dora: raise QLoRAError('DoRA cannot be traced yet, since PEFT sets its magnitudes from real weights; the formula prices it', key='lora.use_dora', value=True)
+    if job.stack.inputs_kept: raise QLoRAError('4-bit layers that keep their inputs, as in bitsandbytes of 2023, are not installed and cannot be traced', key='stack.inputs_kept')
     if job.method=='full' and loss=='learned': raise QLoRAError('the loss of learned positions trains adapters, not the whole model', key='stack.loss', value=loss)
     if layers not in ('two', 'all'): raise QLoRAError('layers is `two` (extrapolate) or `all`.', value=layers, suggestion=nearest(str(layers), ('two', 'all')))
     for k in ('batch', 'length', 'r'):
@@ -575,9 +598,9 @@ def _checked(job, layers):
 
 def _notes(job):
     if job.device!='cuda': return ()
-    out = ['Rows are equally long: padding would add an attention mask. On Hopper and newer cuBLAS takes 47.8 MiB more.']
-    if job.attention=='sdpa' and job.dtype=='float16' and job.arch.num_key_value_heads!=job.arch.num_attention_heads:
-        out.append('float16 is priced with the memory-efficient kernel and repeated heads; where PyTorch has no such kernel it builds all attention weights, as with `eager`.')
+    out = ['Rows are equally long: padding would add an attention mask.']
+    if job.attention=='sdpa' and job.stack.kernel=='auto' and job.capability<(8, 0) and job.arch.num_key_value_heads!=job.arch.num_attention_heads:
+        out.append('This card has no fused attention for heads that share keys, so PyTorch builds all attention weights.')
     return tuple(out)
 
 # %% ../nbs/trace.ipynb #9df3ee41

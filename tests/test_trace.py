@@ -1,0 +1,82 @@
+"The trace: what must hold whatever the numbers are"
+from dataclasses import replace
+
+import pytest
+
+from qlora_nb.errors import QLoRAError
+from qlora_nb.models import from_config
+from qlora_nb.stack import Job, stack
+from qlora_nb.trace import CATEGORIES, Log, trace
+
+SHAPE = dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, vocab_size=512)
+def arch(**changes): return from_config({**SHAPE, **changes}, 'tiny')
+JOB = Job(arch(), r=8, batch=2, length=64, optim='adamw_torch', stack=stack('raw'))
+
+def peak(**changes): return trace(replace(JOB, **changes)).tensors
+
+def test_grows():
+    base = peak()
+    assert base<peak(batch=4)<peak(batch=8)
+    assert base<peak(length=128)
+    assert base<peak(r=32)
+    assert base<peak(arch=arch(num_hidden_layers=4))
+
+@pytest.mark.parametrize('job', [JOB, replace(JOB, stack=stack()), replace(JOB, method='full'), replace(JOB, method='lora', checkpointing=False)], ids=['raw', 'trl', 'full', 'lora'])
+def test_components(job):
+    t = trace(job)
+    assert set(t.components)==set(CATEGORIES) and min(t.components.values())>=0
+    assert sum(t.components.values())==t.tensors==max(t.phases.values())==t.phases[t.binding]
+    assert t.tensors<=t.reserved[0]<=t.reserved[1]
+
+@pytest.mark.parametrize('changes', [{}, dict(checkpointing=False), dict(stack=stack()), dict(method='full', attention='eager')], ids=['raw', 'no checkpoints', 'trl', 'full'])
+def test_extrapolation(changes):
+    job = replace(JOB, arch=arch(num_hidden_layers=6), **changes)
+    two,full = trace(job),trace(job, 'all')
+    assert two.layers==3 and full.layers==6
+    assert two.tensors==pytest.approx(full.tensors, rel=.001)
+    for p in two.phases: assert two.phases[p]==pytest.approx(full.phases[p], rel=.001)
+
+def test_stacks_differ():
+    assert peak(stack=stack('raw', outputs_kept=False))<peak()
+    assert peak(attention='eager', length=256)>peak(length=256)
+    assert peak(checkpointing=False)>peak()
+
+@pytest.mark.parametrize('changes', [dict(quant='int8'), dict(quant='fp4', double_quant=False), dict(lora_dropout=.1), dict(device='cpu'),
+    dict(optim='adamw_8bit'), dict(optim='paged_adamw_32bit'), dict(optim='adafactor'), dict(stack=stack('raw', use_reentrant=True)),
+    dict(stack=stack(loss='learned'), learned=.5), dict(stack=stack('raw', loss='full_logits_shifted')), dict(capability=(7, 5), dtype='float16'),
+    dict(attention='flash_attention_2'), dict(dtype='float16', attention='eager')], ids=lambda c: ' '.join(map(str, list(c.values())[:1]))[:30])
+def test_runs(changes):
+    t = trace(replace(JOB, **changes))
+    assert t.tensors>0 and 'Peaks:' in str(t) and '<table' in t._repr_html_()
+
+def test_paged():
+    big = replace(JOB, arch=arch(hidden_size=1024), r=128, optim='paged_adamw_32bit')
+    t,plain = trace(big),trace(replace(big, optim='adamw_torch'))
+    assert 0<t.paged and t.components['optimizer state']+t.paged==pytest.approx(plain.components['optimizer state'], rel=.01)
+
+def test_labels():
+    few,all_ = (peak(stack=stack(loss='learned'), learned=s, arch=arch(vocab_size=8192)) for s in (.1, 1.))
+    assert few<all_
+
+@pytest.mark.parametrize('changes,said', [(dict(attention='flash'), 'flash_attention_2'), (dict(method='qlroa'), 'qlora'), (dict(optim='adamw_9bit'), 'adamw_8bit'),
+    (dict(stack=stack(loss='liger')), 'cannot be traced'), (dict(batch=0), 'at least 1'), (dict(use_dora=True), 'DoRA'), (dict(device='cpu', attention='flash_attention_2'), 'GPU')])
+def test_refused(changes, said):
+    with pytest.raises(QLoRAError) as e: trace(replace(JOB, **changes))
+    assert said in str(e.value) and '\n' not in str(e.value)
+
+def test_nothing_left_behind():
+    import torch
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    before,asked = set(ALL_ATTENTION_FUNCTIONS),torch.is_autocast_enabled
+    trace(replace(JOB, stack=stack()))
+    with pytest.raises(QLoRAError): trace(replace(JOB, optim='nonsense'))
+    assert set(ALL_ATTENTION_FUNCTIONS)==before and torch.is_autocast_enabled is asked
+    x = torch.ones(3, requires_grad=True)
+    (x*2).sum().backward()
+    assert x.grad.tolist()==[2, 2, 2]
+
+def test_log():
+    log = Log()
+    log.mark('forward', 'head')
+    log.free(log.alloc(1))
+    assert log.blocks==[[512, 'logits and loss']] and [s for _,s,_ in log.events]==[1, -1]
