@@ -70,11 +70,11 @@ _X = np.array([[-.5, .25, 0], [1., -2., .125]], np.float32)
 
 new_exercise('scale', task='Write `scale(x)`: the factor c = 127/absmax. An array of zeros has scale 1.',
     properties={'a number: one for the whole array': lambda f: np.ndim(f(_X))==0 or f'it has shape {np.shape(f(_X))}', 'scale: the largest magnitude goes to 127': lambda f: _near(f(_X), 63.5),
-        'sign: negative values count by magnitude': lambda f: _near(f(np.array([-4., 1.])), 127/4), 'zero: an array of zeros gives 1': lambda f: _near(f(_X*0), 1)},
+        'sign: magnitude counts, on both sides': lambda f: _near([f(np.array([-4., 1.])), f(np.array([-1., 4.]))], [127/4]*2), 'zero: an array of zeros gives 1': lambda f: _near(f(_X*0), 1)},
     hints=('Which of the values decides about the scale?', '`np.abs(x).max()` is the absmax.', '127 divided by it, and 1 where it is 0: `127/m if m else 1`.'),
     solution='def scale(x):\n    m = np.abs(x).max()\n    return 127/m if m else 1.',
     mistakes={'def scale(x): return 127/x.max()': 'scale', 'def scale(x): return 127/np.abs(x).max(1)': 'a number', 'def scale(x): return np.abs(x).max()/127': 'scale',
-        'def scale(x): return 127/abs(x.min())': 'scale', 'def scale(x): return 127/np.abs(x).max() if x.any() else 0.': 'zero'})
+        'def scale(x): return 127/abs(x.min())': 'sign', 'def scale(x): return 127/np.abs(x).max() if x.any() else 0.': 'zero'})
 
 new_exercise('there_and_back', task='Write `there_and_back(x)`: quantise `x` to whole numbers between -127 and 127 with absmax, and go back to floats.',
     properties={'shape: that of x': lambda f: np.shape(f(_X))==_X.shape or f'it is {np.shape(f(_X))}', 'zero: 0 comes back as 0': lambda f: _near(np.asarray(f(_X))[0, 2], 0),
@@ -83,7 +83,7 @@ new_exercise('there_and_back', task='Write `there_and_back(x)`: quantise `x` to 
     hints=('Three steps: multiply by c, make whole, divide by c.', '`np.rint` goes to the nearest whole number; `astype(int)` cuts off.', '`q = np.rint(x*c)`, then `q/c`, with `c = 127/np.abs(x).max()`.'),
     solution='def there_and_back(x):\n    c = 127/np.abs(x).max()\n    return np.rint(x*c)/c',
     mistakes={'def there_and_back(x):\n    c = 127/np.abs(x).max()\n    return (x*c).astype(int)/c': 'round trip', 'def there_and_back(x): return x': 'levels',
-        'def there_and_back(x):\n    c = 127/np.abs(x).max()\n    return np.rint(x*c)': 'extreme', 'def there_and_back(x): return (np.rint((x-x.min())*255/(x.max()-x.min()))*(x.max()-x.min())/255+x.min())': 'zero',
+        'def there_and_back(x):\n    c = 127/np.abs(x).max()\n    return np.rint(x*c)': 'extreme', 'def there_and_back(x): return (np.rint((x-x.min())*255/(x.max()-x.min()))*(x.max()-x.min())/255+x.min())': 'levels',
         'def there_and_back(x):\n    c = 127/np.abs(x).max()\n    return np.rint(x*c).ravel()/c': 'shape'})
 
 new_exercise('bits_each', task='Write `bits_each(bits, blocksize)`: the bits that a weight takes, when weights of `bits` bits share one float32 scale in blocks of `blocksize`.',

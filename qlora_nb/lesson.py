@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'todo', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'claim', 'Claims', 'claims', 'predict', 'reveal',
            'Exercise', 'new_exercise', 'exercises', 'exercise', 'verdict', 'check', 'attempt', 'axes', 'Picture',
-           'live', 'explore']
+           'quietly', 'live', 'explore']
 
 # %% ../nbs/lesson.ipynb #4526b2f4
-import base64, io
+import base64, io, logging
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from pkgutil import iter_modules
+from warnings import catch_warnings
 
 from .errors import QLoRAError, nearest
 from .panels import has_frontend, shell
@@ -136,7 +137,8 @@ def verdict(
 )->tuple: # The property that failed, or None; what was seen
     "The first property that an answer does not have"
     for prop,holds in exercise(name).properties.items():
-        try: seen = holds(answer)
+        try:
+            with catch_warnings(action='ignore'): seen = holds(answer)
         except Exception as e: seen = f'your code stopped with {type(e).__name__}: {" ".join(str(e).split())[:200]}'
         if not (seen is True or getattr(seen, 'dtype', None)==bool and bool(seen.all())): return prop,seen if isinstance(seen, str) else ''
     return None,''
@@ -200,6 +202,15 @@ class Picture:
     def __repr__(self): return self.text
     def img(self): return f'<img src="data:image/png;base64,{base64.b64encode(self.png).decode()}" alt="{escape(self.text, quote=True)}">'
     def _repr_mimebundle_(self, include=None, exclude=None): return {'image/png': self.png, 'text/plain': self.text}
+
+# %% ../nbs/lesson.ipynb #dfe7866c
+def quietly(name:str): # The module
+    "Import a library without what it says about itself"
+    log = logging.getLogger('bitsandbytes.backends.cpu.ops')
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try: return import_module(name)
+    finally: log.setLevel(level)
 
 # %% ../nbs/lesson.ipynb #a8f8cbbb
 def live()->bool: # False under nbclient, nbconvert and in a script
