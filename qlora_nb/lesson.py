@@ -8,7 +8,7 @@ __all__ = ['CLAIMS', 'todo', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'claim',
            'quietly', 'live', 'explore']
 
 # %% ../nbs/lesson.ipynb #4526b2f4
-import base64, io, logging
+import base64, io, logging, math
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
@@ -26,11 +26,14 @@ def _same(v, e, tol):
     v = _plain(v)
     return v==e if isinstance(e, (bool, str)) or e is None else abs(v-e)<=tol
 
-def _say(v):
-    if isinstance(v, (tuple, list)): return '('+', '.join(map(_say, v))+')'
+def _say(v, tol=0):
+    if isinstance(v, (tuple, list)): return '('+', '.join(_say(o, tol) for o in v)+')'
     v = _plain(v)
-    if isinstance(v, bool) or not isinstance(v, (int, float)): return {True: 'yes', False: 'no'}.get(v, str(v)) if isinstance(v, bool) else str(v)
-    return f'{v:,}' if isinstance(v, int) or v==round(v, 9) and len(repr(v))<=12 else f'{v:,.4g}'
+    if isinstance(v, bool): return 'yes' if v else 'no'
+    if not isinstance(v, (int, float)): return str(v)
+    if tol and math.isfinite(v): v = round(v, 1-math.floor(math.log10(tol)))
+    exact = isinstance(v, int) or tol or len(repr(v))<=12
+    return (f'{v:,}' if exact else f'{v:,.4g}').removesuffix('.0')
 
 # %% ../nbs/lesson.ipynb #08026ccf
 CLAIMS = {}
@@ -42,9 +45,9 @@ def claim(
     tol:float=0 # Precision of the statement, in its own unit
 )->None:
     "Assert a statement of the lesson, and print it with its figure"
-    if not _same(value, expected, tol): raise QLoRAError(f'{what}: the lesson states {_say(expected)}, here it is {_say(value)}.', value=_plain(value))
-    CLAIMS[what] = (_say(expected), _say(value))
-    print(f'✓ {what}: {_say(value)}')
+    if not _same(value, expected, tol): raise QLoRAError(f'{what}: the lesson states {_say(expected)}, here it is {_say(value, tol)}.', value=_plain(value))
+    CLAIMS[what] = (_say(expected), _say(value, tol))
+    print(f'✓ {what}: {_say(value, tol)}')
 
 # %% ../nbs/lesson.ipynb #022aaad4
 class Claims(Shown):
