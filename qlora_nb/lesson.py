@@ -132,7 +132,9 @@ def exercise(name:str)->Exercise: # As defined by `new_exercise`
 # %% ../nbs/lesson.ipynb #fe21fb2e
 todo = NotImplemented
 
-def _unwritten(answer): return answer is todo or 'todo' in getattr(getattr(answer, '__code__', None), 'co_names', ())
+def _unwritten(answer):
+    code = getattr(answer, '__code__', None)
+    return answer is todo or bool(code) and 'todo' in code.co_names+code.co_freevars
 
 def verdict(
     name:str, # Of the exercise
