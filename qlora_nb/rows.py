@@ -41,6 +41,7 @@ class Rows(Shown):
     splits: dict # Split → rows in it, of all there are
     problems: list = field(default_factory=list) # The first `KEPT`
     unreadable: int = 0 # Rows that could not be read
+    not_utf8: int = 0 # Of these, rows in another encoding
     side: Path|None = None # File with all of them
     digest: str = '' # Fingerprint of the messages, in order
     said: list = field(default_factory=list)
@@ -86,7 +87,7 @@ class _Writer:
     def __init__(self, folder, side):
         import pyarrow as pa
         self.schema = pa.schema(dict(messages=pa.string(), part=pa.int32(), line=pa.int64(), group=pa.string(), source=pa.int16()))
-        self.path,self.side,self.bad,self.problems,self.hash = folder/'rows.arrow',side,0,[],hashlib.blake2b(digest_size=16)
+        self.path,self.side,self.bad,self.not_utf8,self.problems,self.hash = folder/'rows.arrow',side,0,0,[],hashlib.blake2b(digest_size=16)
         self.out,self.file,self.kept = pa.ipc.new_stream(str(self.path), self.schema),None,{k: [] for k in self.schema.names}
 
     def add(self, **values):
@@ -101,6 +102,7 @@ class _Writer:
 
     def problem(self, p):
         self.bad += 1
+        self.not_utf8 += 'is not UTF-8' in p.message
         if len(self.problems)<KEPT: self.problems.append(p)
         if self.side is None: return
         if self.file is None:
@@ -157,7 +159,7 @@ def read(
         raise
     finally: w.close()
     names,units = (tuple(getattr(p, k) for _,p in flat) for k in ('name', 'unit'))
-    return Rows(called, tuple(forms), _mapped(w.path, folder), names, units, {}, w.problems, w.bad, side if w.bad else None, w.hash.hexdigest())
+    return Rows(called, tuple(forms), _mapped(w.path, folder), names, units, {}, w.problems, w.bad, w.not_utf8, side if w.bad else None, w.hash.hexdigest())
 
 def _no_group(group, form, part):
     return QLoRAError(f'{part.name} has no column {group!r}; the columns are {", ".join(form.columns_seen)}.', key='data.group', value=group, suggestion=nearest(group, form.columns_seen))
@@ -197,11 +199,13 @@ def split_off(
     if size>=n: raise QLoRAError(f'{size} of {n} rows would be held out; none would be left', key='data.validation_size', value=size)
     if not group:
         s = rows.dataset.train_test_split(test_size=size, seed=seed)
-        return replace(rows, dataset=s['train']),replace(rows, dataset=s['test'])
+        return _part_of(rows, s['train'], 'train', size, seed),_part_of(rows, s['test'], 'held', size, seed)
     held = _by_group(rows, size if size>=1 else size*n, seed)
     if len(held)==n: raise QLoRAError('all rows belong to the groups held out: there are too few groups', key='data.group')
     rest = sorted(set(range(n))-set(held))
-    return replace(rows, dataset=rows.dataset.select(rest)),replace(rows, dataset=rows.dataset.select(held))
+    return _part_of(rows, rows.dataset.select(rest), 'train', size, seed, 'group'),_part_of(rows, rows.dataset.select(held), 'held', size, seed, 'group')
+
+def _part_of(rows, dataset, *how): return replace(rows, dataset=dataset, digest='|'.join(map(str, (rows.digest, *how))))
 
 # %% ../nbs/rows.ipynb #55f8e39b
 def mix(
@@ -218,7 +222,7 @@ def mix(
         n = min(len(of[k]), max(1, int(unit*w+1e-9)))
         taken += sorted(rng.sample(of[k], n))
         said.append(f'{names[k]} {n:,} of {len(of[k]):,} rows')
-    return replace(rows, dataset=rows.dataset.select(taken), said=[*rows.said, f'mixed by weight: {", ".join(said)}'])
+    return replace(_part_of(rows, rows.dataset.select(taken), 'mix', weights, seed), said=[*rows.said, f'mixed by weight: {", ".join(said)}'])
 
 # %% ../nbs/rows.ipynb #1143e430
 def inspect(

@@ -71,6 +71,8 @@ def _object(v, raw=''):
     kind = 'a list' if isinstance(v, list) else 'null' if v is None else 'a number' if not isinstance(v, bool) else 'true or false'
     return Unreadable(f'expected an object such as {{"prompt": …, "completion": …}}, found {kind}', raw=raw)
 
+def _why(e): return f"{e.msg.removesuffix(' at')} at character {e.colno}"
+
 def read_jsonl(path): # → (line, row)
     "Rows of a JSON-lines file"
     for n,raw in _raw_lines(path):
@@ -79,9 +81,11 @@ def read_jsonl(path): # → (line, row)
         except UnicodeDecodeError as e:
             yield n,_not_utf8(raw, e)
             continue
-        try: yield n,_object(json.loads(text), text.rstrip())
+        text = text.rstrip()
+        try: yield n,_object(json.loads(text), text)
         except RecursionError: yield n,Unreadable('nested too deeply', raw=text[:200])
-        except ValueError as e: yield n,Unreadable(f'not one JSON object: {getattr(e, "msg", e)} at character {getattr(e, "colno", 0)}', raw=text.rstrip())
+        except json.JSONDecodeError as e: yield n,Unreadable(f'not one JSON object: {_why(e)}', raw=text)
+        except ValueError as e: yield n,Unreadable(f'not one JSON object: {e}', raw=text[:200])
 
 # %% ../nbs/sources.ipynb #c4fb1972
 _SPACE = re.compile(r'[ \t\r\n]*')
@@ -118,7 +122,7 @@ def _json_text(path):
         line,start = raw.count(b'\n', 0, e.start)+1,raw.rfind(b'\n', 0, e.start)+1
         raise QLoRAError(f'{path.name}, line {line}: byte {raw[e.start]:#04x} at position {e.start-start+1} is not UTF-8: save the file as UTF-8', value=str(path)) from e
 
-def _syntax(path, e): return QLoRAError(f'{path.name}, line {e.lineno}: not JSON: {e.msg} at character {e.colno}', value=str(path))
+def _syntax(path, e): return QLoRAError(f'{path.name}, line {e.lineno}: not JSON: {_why(e)}', value=str(path))
 
 # %% ../nbs/sources.ipynb #d7dce336
 ROWS_KEYS = ('data', 'rows', 'examples', 'instances', 'items', 'conversations')
