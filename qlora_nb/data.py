@@ -22,11 +22,11 @@ from .templates import Template, choose_template, encode_all
 inspect,TEMPLATES,encode = rows.inspect,templates.TEMPLATES,templates.encode
 
 # %% ../nbs/data.ipynb #ef192d4c
-SAID = dict(unreadable='cannot be read: left out', not_utf8='of these are not UTF-8', empty='have no answer to learn: left out', refused='are refused by the template: left out',
-    masked='have a prompt that alone fills max_length {cap}: left out', dropped='are longer than max_length {cap}: left out',
-    truncated='are cut at max_length {cap}, their end-of-sequence token lost', split='are longer than max_length {cap}: continued in further rows',
-    merged='have a prompt whose last token merges with the answer, so training and generation differ there', added='have no end-of-sequence token in the template: it is added',
-    trailing='end without an answer: the last messages are left out', duplicate='are copies of an earlier row: kept', overlap='are training rows too')
+SAID = dict(unreadable='that cannot be read: left out', not_utf8='of these not in UTF-8', empty='without an answer to learn: left out', refused='refused by the template: left out',
+    masked='where the prompt alone fills max_length {cap}: left out', dropped='longer than max_length {cap}: left out',
+    truncated='cut at max_length {cap}, the end-of-sequence token lost', split='longer than max_length {cap}: continued in further rows',
+    merged='where the last token of the prompt merges with the answer: training and generation differ there', added='without an end-of-sequence token in the template: it is added',
+    trailing='ending without an answer: the last messages are left out', duplicate='equal to an earlier row: kept', overlap='found among the training rows too')
 
 @dataclass
 class Finding:
@@ -38,8 +38,9 @@ class Finding:
     cap: int = 0
     @property
     def said(self): return SAID[self.what].format(cap=self.cap)
-    def __str__(self): return f'{self.rows:,} rows {self.said} (first: {self.where}{": "+self.example if self.example else ""})' if self.rows>1 else self._one()
-    def _one(self): return f'1 row {self.said} ({self.where}{": "+self.example if self.example else ""})'
+    def __str__(self):
+        many = self.rows>1
+        return f'{self.rows:,} row{"s"*many} {self.said} ({"first: "*many}{self.where}{": "+self.example if self.example else ""})'
 
 # %% ../nbs/data.ipynb #1ffe2fdd
 @dataclass
@@ -110,7 +111,7 @@ def _prune(folder):
     total = 0
     for p in files:
         total += p.stat().st_size
-        if total>MOST:
+        if total>MOST and p!=files[0]:
             for o in (p, p.with_suffix('.npz'), p.with_suffix('.json')): o.unlink(missing_ok=True)
 
 def _key(rs, tok, how): # Rows, tokenizer, settings → name of the file

@@ -331,9 +331,9 @@ def _named(v): return {c: tuple(f.names) for c,f in (getattr(v, 'features', None
 
 # %% ../nbs/sources.ipynb #2212a1d4
 def _rows_of(v): # → function that gives rows, or None
-    import datasets
-    if isinstance(v, datasets.Dataset): return lambda: _batches_of(v)
-    if isinstance(v, datasets.IterableDataset): return lambda: enumerate(v, 1)
+    datasets = sys.modules.get('datasets')
+    if datasets and isinstance(v, datasets.Dataset): return lambda: _batches_of(v)
+    if datasets and isinstance(v, datasets.IterableDataset): return lambda: enumerate(v, 1)
     if isinstance(v, (list, tuple)): return lambda: ((i, _object(r, repr(r)[:200])) for i,r in enumerate(v, 1))
     if hasattr(v, 'iloc') and hasattr(v, 'columns'): return lambda: _frame_rows(v)
     if hasattr(v, 'iter_slices'): return lambda: enumerate((r for s in v.iter_slices(1000) for r in s.to_dicts()), 1)

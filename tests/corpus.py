@@ -2,18 +2,18 @@
 import gzip, json
 
 def said(*turns): return [dict(role=r, content=c) for r,c in turns]
-FORMS = { # form → rows as a person has them, and the first row as messages, written by hand
-    'messages': ([dict(messages=said(('user', 'Hi'), ('assistant', 'Yo'))), dict(messages=said(('system', 'Be kind'), ('user', 'Née?'), ('assistant', 'Oui')))],
+FORMS = dict( # form → rows as a person has them, and the first row as messages, written by hand
+    messages=([dict(messages=said(('user', 'Hi'), ('assistant', 'Yo'))), dict(messages=said(('system', 'Be kind'), ('user', 'Née?'), ('assistant', 'Oui')))],
         said(('user', 'Hi'), ('assistant', 'Yo'))),
-    'sharegpt': ([dict(conversations=[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Yo'}])]*2, said(('user', 'Hi'), ('assistant', 'Yo'))),
-    'alpaca': ([dict(instruction='Add', input='1 and 2', output='3'), dict(instruction='Greet', input='', output='Hello')], said(('user', 'Add\n\n1 and 2'), ('assistant', '3'))),
-    'prompt_completion': ([dict(prompt='Hi', completion='Yo'), dict(prompt='two\nlines', completion='"quoted", and so on')], said(('user', 'Hi'), ('assistant', 'Yo'))),
-    'question_answer': ([dict(id=1, Question='Who?', Answer='Me'), dict(id=2, Question='Why?', Answer='So')], said(('user', 'Who?'), ('assistant', 'Me'))),
-    'dialogue_summary': ([dict(dialogue='A: Tea?\nB: Please.', summary='They have tea.')]*2,
+    sharegpt=([dict(conversations=[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Yo'}])]*2, said(('user', 'Hi'), ('assistant', 'Yo'))),
+    alpaca=([dict(instruction='Add', input='1 and 2', output='3'), dict(instruction='Greet', input='', output='Hello')], said(('user', 'Add\n\n1 and 2'), ('assistant', '3'))),
+    prompt_completion=([dict(prompt='Hi', completion='Yo'), dict(prompt='two\nlines', completion='"quoted", and so on')], said(('user', 'Hi'), ('assistant', 'Yo'))),
+    question_answer=([dict(id=1, Question='Who?', Answer='Me'), dict(id=2, Question='Why?', Answer='So')], said(('user', 'Who?'), ('assistant', 'Me'))),
+    dialogue_summary=([dict(dialogue='A: Tea?\nB: Please.', summary='They have tea.')]*2,
         said(('user', 'Summarize the following text.\n\nA: Tea?\nB: Please.'), ('assistant', 'They have tea.'))),
-    'source_target': ([dict(source='cat', target='Katze'), dict(source='dog', target='Hund')], said(('user', 'cat'), ('assistant', 'Katze'))),
-    'text_label': ([dict(text='It works', label='good'), dict(text='It broke', label='bad')], said(('user', 'Classify the following text.\n\nIt works'), ('assistant', 'good'))),
-    'text': ([dict(text='Once upon a time'), dict(text='there was a loss')], [dict(role='text', content='Once upon a time')])}
+    source_target=([dict(source='cat', target='Katze'), dict(source='dog', target='Hund')], said(('user', 'cat'), ('assistant', 'Katze'))),
+    text_label=([dict(text='It works', label='good'), dict(text='It broke', label='bad')], said(('user', 'Classify the following text.\n\nIt works'), ('assistant', 'good'))),
+    text=([dict(text='Once upon a time'), dict(text='there was a loss')], [dict(role='text', content='Once upon a time')]))
 
 def flat(rows): return [{k: json.dumps(v) if isinstance(v, list) else v for k,v in r.items()} for r in rows]
 def frame(rows): return __import__('pandas').DataFrame(rows)
@@ -29,7 +29,8 @@ def parquet(path, rows):
     import pyarrow.parquet as pq
     pq.write_table(table(rows), path)
 
-KINDS = {'jsonl': lambda p, rs: p.write_bytes(jsonl(rs)), 'jsonl.gz': lambda p, rs: p.write_bytes(gzip.compress(jsonl(rs))), 'json': lambda p, rs: p.write_text(json.dumps(rs, indent=1)),
+KINDS = {'jsonl': lambda p, rs: p.write_bytes(jsonl(rs)), 'jsonl.gz': lambda p, rs: p.write_bytes(gzip.compress(jsonl(rs))),
+    'json': lambda p, rs: p.write_text(json.dumps(rs, indent=1)),
     'csv': lambda p, rs: frame(flat(rs)).to_csv(p, index=False), 'tsv': lambda p, rs: frame(flat(rs)).to_csv(p, index=False, sep='\t'),
     'csv.gz': lambda p, rs: frame(flat(rs)).to_csv(p, index=False), 'parquet': parquet, 'arrow': arrow}
 

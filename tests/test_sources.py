@@ -4,7 +4,7 @@ import pytest, tiny
 from corpus import ALSO, FORMS, KINDS, PARTLY, REFUSED, frame, jsonl
 from qlora_nb.data import inspect
 from qlora_nb.errors import QLoRAError
-from qlora_nb.forms import Asked, detect
+from qlora_nb.forms import detect
 from qlora_nb.rows import choose, mix, read, split_off
 from qlora_nb.sources import hub_parts, parts
 
@@ -91,7 +91,8 @@ def sets():
     from datasets import Dataset
     return Dataset.from_list(tiny.rows(5))
 
-MADE = dict(list=list, frame=frame, dataset=lambda rs: sets(), columns=lambda rs: {k: [r[k] for r in rs] for k in rs[0]}, stream=lambda rs: sets().to_iterable_dataset(),
+MADE = dict(list=list, frame=frame, dataset=lambda rs: sets(), columns=lambda rs: {k: [r[k] for r in rs] for k in rs[0]},
+    stream=lambda rs: sets().to_iterable_dataset(),
     table=lambda rs: sets().data.table, polars=lambda rs: pytest.importorskip('polars').DataFrame(rs))
 
 @pytest.mark.parametrize('make', MADE)
