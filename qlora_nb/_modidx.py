@@ -191,6 +191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qlora_nb.forms.Form.__str__': ('forms.html#form.__str__', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms.Form.doubt': ('forms.html#form.doubt', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms.Form.lead': ('forms.html#form.lead', 'qlora_nb/forms.py'),
+                                'qlora_nb.forms.Form.leads': ('forms.html#form.leads', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms.Form.task': ('forms.html#form.task', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms.RowError': ('forms.html#rowerror', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms.RowError.__init__': ('forms.html#rowerror.__init__', 'qlora_nb/forms.py'),

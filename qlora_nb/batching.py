@@ -8,6 +8,7 @@ __all__ = ['BLOCKS', 'padding_share', 'shuffled', 'grouped', 'bins', 'packed_pad
 
 # %% ../nbs/batching.ipynb #652bc417
 import math
+from bisect import bisect_left, insort
 from collections import Counter
 import numpy as np
 
@@ -40,13 +41,17 @@ def bins(
     size:int # Room of a bin, `max_length`
 )->int: # Bins needed
     "How many packed sequences the rows make"
-    room,n = Counter(),0
-    for length,times in sorted(Counter(min(int(x), size) for x in lengths).items(), reverse=True):
-        for _ in range(times):
-            best = min((r for r,k in room.items() if k and r>=length), default=None)
-            if best is None: n,best = n+1,size
-            else: room[best] -= 1
-            room[best-length] += 1
+    rooms,count,n = [],Counter(),0
+    for length in sorted((min(int(x), size) for x in lengths), reverse=True):
+        k = bisect_left(rooms, length)
+        if k==len(rooms): n,room = n+1,size
+        else:
+            room = rooms[k]
+            count[room] -= 1
+            if not count[room]: rooms.pop(k)
+        if room>length:
+            if not count[room-length]: insort(rooms, room-length)
+            count[room-length] += 1
     return n
 
 def packed_padding(lengths, size:int)->float: # 0–1

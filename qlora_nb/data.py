@@ -136,7 +136,7 @@ class _Pass:
         given = [_tidy(json.loads(t), self.roles) for t in texts]
         out,good = dict(input_ids=[], labels=[], messages=[], row=[]),[k for k,(ms,_) in enumerate(given) if ms]
         for k,(ms,cut) in enumerate(given):
-            if not ms: self.count('empty', start+k, texts[k])
+            if not ms: self.count('empty', start+k, ' '.join(m['content'] for m in json.loads(texts[k])))
             elif cut: self.count('trailing', start+k, ms[-1]['content'])
         encoded = encode_all(self.tok, self.template, [given[k][0] for k in good], self.completion_only, self.roles)
         for k,e in zip(good, encoded): self.row(e, given[k][0], start+k, out)
@@ -222,7 +222,7 @@ def encode_rows(
     full = Dataset.from_file(str(path))
     if n: found['duplicate'] = Finding('duplicate', n, rs.at(full[first]['row']), json.loads(full[first]['messages'])[-1]['content'][:80])
     form = f'{rs.form} ({rs.forms[0].task})' if not d.prompt else 'your own template'
-    said = rs.said+list(dict.fromkeys(f.doubt for f in rs.forms if f.doubt and not d.prompt))
+    said = rs.said+list(dict.fromkeys(o for f in rs.forms for o in (f.doubt, f.leads) if o and not d.prompt))
     counts = dict(learned=p.learned, ended=p.ended, cap=t.max_length, findings=found)
     return Encoded(name, rs.source, form, template, rs.rows+rs.unreadable, full, p.lengths, p.kept, p.hashes, **counts, said=said, tok=tok, at=rs.at)
 

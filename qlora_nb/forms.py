@@ -51,6 +51,11 @@ class Form:
         return f'{self.name}: {took}'+(f', {self.extra} added to the prompt' if self.extra else '')
 
     @property
+    def leads(self)->str: # '' when nothing is put before the prompt
+        "What is put before the prompt, and how to leave it out"
+        return self.lead and f'{self.name}: {self.lead.strip()!r} is put before each prompt; data.prompt replaces it'
+
+    @property
     def doubt(self)->str: # '' when there is none
         "What else it could be, and how to say so"
         if not self.others: return ''

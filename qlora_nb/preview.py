@@ -54,7 +54,7 @@ def figures(o)->list: # (name, value) of one set
     "The numbers of a set in words"
     at = batching.percentiles(o.lengths)
     return [['rows', f'{len(o):,} of {o.rows:,}'], ['form', o.form], ['template', f'{o.template.name} ({o.template.why})'],
-        ['tokens a row', f'{at[50]:,} in the middle, 95% at most {at[95]:,}, 99% at most {at[99]:,}, longest {at[100]:,}'],
+        ['tokens a row', f'half at most {at[50]:,}, 95% at most {at[95]:,}, 99% at most {at[99]:,}, longest {at[100]:,}'],
         ['learned tokens', f'{o.supervised:,} of {o.tokens:,} ({o.supervised/o.tokens:.0%})'], ['end of sequence learned', f'in {o.ended:,} of {len(o):,} rows']]
 
 # %% ../nbs/preview.ipynb #63ac2ce6

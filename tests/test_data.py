@@ -323,6 +323,12 @@ def test_stepping_through_rows():
     assert 'the cat' in b.html.value and '⟦' in b.bundle()['text/plain']
     b.done()
 
+def test_the_instruction_of_a_task_is_said():
+    d = ready(config(), [dict(dialogue='A: Tea?', summary='Tea is offered.')])
+    assert d.notes==["train: dialogue_summary: 'Summarize the following text.' is put before each prompt; data.prompt replaces it"]
+    assert d.train.messages[0][0]['content']=='Summarize the following text.\n\nA: Tea?'
+    assert ready(config(prompt='{dialogue}', completion='summary'), [dict(dialogue='A: Tea?', summary='x')]).train.messages[0][0]['content']=='A: Tea?'
+
 def test_columns_of_ones_own():
     rows = read([parts('v', dict(v=[dict(a='x', b='y')]))], asked=Asked('say {a}', 'b', 'S'))
     assert [m['content'] for m in rows.messages[0]]==['S', 'say x', 'y']

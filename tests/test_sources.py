@@ -222,3 +222,28 @@ def test_a_large_file_is_not_held_in_memory(folder):
     out = subprocess.run([sys.executable, '-c', BIG], capture_output=True, text=True, check=True).stdout
     n,grown = json.loads(out)
     assert n==60_000 and grown<.35*(folder/'large.jsonl').stat().st_size
+
+# ---- the config cell
+
+CELL = '''
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+ip = InteractiveShell()
+ip.run_line_magic('load_ext', 'qlora_nb')
+ip.user_ns['rows'] = [dict(question='Why?', answer='So')]
+ip.run_cell(sys.argv[1])
+print('torch' in sys.modules, 'datasets' in sys.modules)'''
+
+def cell(text): return subprocess.run([sys.executable, '-c', CELL, text], capture_output=True, text=True, check=True).stdout
+
+def test_the_config_cell_shows_the_first_row_and_imports_nothing_heavy(folder):
+    said = cell('%%qlora_config\nmodel: demo\ndata: {train: rows}')
+    assert "rows: question_answer, question answering; 'Why?' → 'So'" in said and said.splitlines()[-1]=='False False'
+
+@pytest.mark.parametrize('data,line', [('{train: rows, prompt: "{qestion}", completion: answer}', "line 3, data.prompt: no column 'qestion' for {qestion}; the columns are question, answer. Did you mean 'question'?"),
+    ('{train: rows, split: test}', "line 3, data.split: no split 'test'; there are train."), ('{train: broken.csv}', "line 3, data.train: broken.csv, line 1: two columns are called 'a'"),
+    ('{train: strange.csv}', 'data.prompt: the columns alpha, beta have no known form; say which text is the prompt and which the answer')])
+def test_the_config_cell_refuses_what_cannot_be_read(data, line, folder):
+    (folder/'broken.csv').write_text('a,a\n1,2\n')
+    (folder/'strange.csv').write_text('alpha,beta\n1,2\n')
+    assert f'QLoRAError: {line}' in cell(f'%%qlora_config\nmodel: demo\ndata: {data}')
