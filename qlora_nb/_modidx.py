@@ -203,6 +203,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qlora_nb.forms._of_turns': ('forms.html#_of_turns', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms._pair': ('forms.html#_pair', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms._pairs': ('forms.html#_pairs', 'qlora_nb/forms.py'),
+                                'qlora_nb.forms._rowwise': ('forms.html#_rowwise', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms._said': ('forms.html#_said', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms._turn': ('forms.html#_turn', 'qlora_nb/forms.py'),
                                 'qlora_nb.forms._turns': ('forms.html#_turns', 'qlora_nb/forms.py'),

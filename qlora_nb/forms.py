@@ -63,8 +63,14 @@ class Form:
         return f'taken for {self} (the columns would also fit {also}); to say otherwise, set data.prompt and data.completion'
 
 # %% ../nbs/forms.ipynb #fa8f7aa5
+def _rowwise(v):
+    "`datasets` gives some lists of dicts as a dict of lists"
+    if not isinstance(v, dict) or not v or not all(isinstance(o, list) for o in v.values()): return v
+    return [dict(zip(v, o)) for o in zip(*v.values())]
+
 def _listed(v):
     "The turns in a value: a list of dicts, or JSON text of one, as a CSV has it"
+    v = _rowwise(v)
     if isinstance(v, str) and v.lstrip()[:1]=='[':
         try: v = json.loads(v)
         except ValueError: return None
@@ -73,6 +79,7 @@ def _listed(v):
 
 def _value(rows, column): return next((r[column] for r in rows if r.get(column) not in (None, '', [])), None)
 
+# %% ../nbs/forms.ipynb #55f44a24
 def _of_turns(rows, low):
     "A form whose column holds turns, if there is one"
     seen = tuple(low.values())
@@ -185,6 +192,7 @@ def _turn(t, i, who, column):
 # %% ../nbs/forms.ipynb #44d19af5
 def _turns(v, who, column):
     "A cell as messages"
+    v = _rowwise(v)
     if v in (None, '') or (isinstance(v, (list, tuple)) and not v): return []
     if isinstance(v, str):
         try: v = json.loads(v)

@@ -43,7 +43,7 @@ class Rows(Shown):
     unreadable: int = 0 # Rows that could not be read
     not_utf8: int = 0 # Of these, rows in another encoding
     side: Path|None = None # File with all of them
-    digest: str = '' # Fingerprint of the messages, in order
+    digest: str = '' # Fingerprint of the messages and their places, in order
     said: list = field(default_factory=list)
     @property
     def form(self): return ', '.join(dict.fromkeys(f.name for f in self.forms)) or 'unknown'
@@ -91,7 +91,7 @@ class _Writer:
         self.out,self.file,self.kept = pa.ipc.new_stream(str(self.path), self.schema),None,{k: [] for k in self.schema.names}
 
     def add(self, **values):
-        self.hash.update(values['messages'].encode())
+        self.hash.update(f'{values["part"]}:{values["line"]}:{values["messages"]}'.encode())
         for k,v in values.items(): self.kept[k].append(v)
         if len(self.kept['part'])==1000: self.flush()
 
@@ -159,6 +159,7 @@ def read(
         raise
     finally: w.close()
     names,units = (tuple(getattr(p, k) for _,p in flat) for k in ('name', 'unit'))
+    w.hash.update(repr(names).encode())
     return Rows(called, tuple(forms), _mapped(w.path, folder), names, units, {}, w.problems, w.bad, w.not_utf8, side if w.bad else None, w.hash.hexdigest())
 
 def _no_group(group, form, part):

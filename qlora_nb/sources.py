@@ -58,7 +58,7 @@ def _raw_lines(path): # → (number, bytes)
 def _unmarked(raw, path):
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or raw[1:2]==b'\0':
         raise QLoRAError(f'{path.name} is UTF-16: save it as UTF-8', value=str(path))
-    if raw[:2]==b'PK': raise QLoRAError(f'{path.name} is a zip archive (an Excel sheet, perhaps): save it as CSV or JSON lines', value=str(path))
+    if raw[:4]==b'PK\x03\x04': raise QLoRAError(f'{path.name} is a zip archive (an Excel sheet, perhaps): save it as CSV or JSON lines', value=str(path))
     return raw.removeprefix(codecs.BOM_UTF8)
 
 def _not_utf8(raw, e): return Unreadable(f'byte {raw[e.start]:#04x} at position {e.start+1} is not UTF-8: save the file as UTF-8', raw=raw.decode('utf-8', 'replace').rstrip())

@@ -46,7 +46,7 @@ ALSO = { # file → (content, form, rows): unusual, and still read
     'squad.jsonl': (b'{"context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}}\n', 'question_answer', 1),
     'wmt.jsonl': (b'{"translation": {"de": "Katze", "en": "cat"}}\n', 'source_target', 1), 'strange.csv': (b'alpha,beta\n1,2\n', 'unknown', 1),
     'roles.jsonl': (b'{"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n', 'sharegpt', 1),
-    'spaces.csv': (b' Prompt , Completion \na,b\n', 'prompt_completion', 1), 'huge_cell.csv': (b'prompt,completion\na,'+b'x'*200_000+b'\n', 'prompt_completion', 1)}
+    'PK.csv': (b'PK,prompt,completion\n1,a,b\n', 'prompt_completion', 1), 'spaces.csv': (b' Prompt , Completion \na,b\n', 'prompt_completion', 1), 'huge_cell.csv': (b'prompt,completion\na,'+b'x'*200_000+b'\n', 'prompt_completion', 1)}
 
 REFUSED = { # file → (content, the one line)
     'empty.jsonl': (b'', 'empty.jsonl is empty'), 'blank.jsonl': (b'\n \n', 'blank.jsonl has no rows'), 'header_only.csv': (b'prompt,completion\n', 'header_only.csv has no rows'),

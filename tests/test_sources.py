@@ -109,6 +109,12 @@ def test_variables_with_splits(folder):
     assert [p.name for p in choose(parts('v', dict(v=made)), 'validation')]==["v['test']"]
     with pytest.raises(QLoRAError, match="no split 'tset'; there are train, test.*'test'"): choose(parts('v', dict(v=made)), 'train', 'tset')
 
+def test_turns_as_a_dict_of_lists():
+    from datasets import Dataset, Features, Sequence, Value
+    f = Features(dict(messages=Sequence(dict(role=Value('string'), content=Value('string')))))
+    d = Dataset.from_dict(dict(messages=[dict(role=['user', 'assistant'], content=['Hi', 'Yo'])]), features=f)
+    assert [m['content'] for m in inspect(d).messages[0]]==['Hi', 'Yo']
+
 def test_empty_cells_of_a_frame_are_empty_texts():
     import numpy as np
     seen = inspect(frame([dict(instruction='Add', input=np.nan, output=3), dict(instruction='Sum', input='1', output=2)]))
