@@ -206,7 +206,10 @@ def split_off(
     rest = sorted(set(range(n))-set(held))
     return _part_of(rows, rows.dataset.select(rest), 'train', size, seed, 'group'),_part_of(rows, rows.dataset.select(held), 'held', size, seed, 'group')
 
-def _part_of(rows, dataset, *how): return replace(rows, dataset=dataset, digest='|'.join(map(str, (rows.digest, *how))))
+def _part_of(rows, dataset, *how):
+    "Some of the rows; what could not be read is told once, with the training rows"
+    told = dict(problems=[], unreadable=0, not_utf8=0, side=None) if how[0]=='held' else {}
+    return replace(rows, dataset=dataset, digest='|'.join(map(str, (rows.digest, *how))), **told)
 
 # %% ../nbs/rows.ipynb #55f8e39b
 def mix(

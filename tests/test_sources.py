@@ -194,6 +194,10 @@ def test_a_split_is_the_same_every_time_and_loses_nothing():
     assert prompts(a[0])==prompts(b[0]) and prompts(a[1])==prompts(b[1]) and sorted(prompts(a[0])+prompts(a[1]))==sorted(prompts(taken(many(40))))
     assert len(a[1].dataset)==10 and prompts(split_off(taken(many(40)), .25, seed=4)[1])!=prompts(a[1]) and len(split_off(taken(many(40)), 7)[1].dataset)==7
 
+def test_what_could_not_be_read_is_told_once():
+    train,held = split_off(taken([*many(9), 7]), 3)
+    assert (train.unreadable, held.unreadable, held.problems)==(1, 0, []) and train.rows+held.rows==9
+
 def test_groups_stay_together():
     rows = taken(many(60, who=lambda i: i%7), group='who')
     train,held = split_off(rows, .3, group=True)
