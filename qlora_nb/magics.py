@@ -11,6 +11,7 @@ from IPython.core import completer
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
+from IPython.display import display
 from traitlets import Unicode
 from .errors import QLoRAError, nearest
 from .render import Shown, html_table, text_table
@@ -61,10 +62,12 @@ class _Before:
         if args is None: return
         cfg = parse(f'%%qlora_config {line}\n{cell}', defaults=_settings(self))
         self.config_cell = resolve(cfg, self.shell.user_ns, _architecture(cfg.model))
+        _show_rows(self.config_cell, self.shell.user_ns)
         return self._bind(args.name, self.config_cell)
 
     @magic_arguments()
     @argument('-o', '--name', help='Also bind the report to this variable')
+    @argument('--browse', action='store_true', help='Step through all training rows, with keys or buttons, below the report')
     @line_magic
     def qlora_data(self, line):
         "Show the rows as they will be trained on: form, template, lengths, learned tokens, what is cut"
@@ -73,7 +76,9 @@ class _Before:
         args = parse_line(self.qlora_data, line)
         if args is None: return
         cfg = self._needs_config()
-        with quiet(): return self._bind(args.name, prepare(cfg, load_tokenizer(cfg.model, cfg.revision, cfg.trust_remote_code), self.shell.user_ns))
+        with quiet(): data = self._bind(args.name, prepare(cfg, load_tokenizer(cfg.model, cfg.revision, cfg.trust_remote_code), self.shell.user_ns))
+        if not args.browse: return data
+        for o in (data, data.browse()): display(o)
 
 # %% ../nbs/magics.ipynb #0415ac81
 class _Planning:
@@ -111,6 +116,18 @@ def _architecture(model):
     from qlora_nb.models import find
     try: return find(model, offline=True)
     except QLoRAError: return None
+
+def _show_rows(cfg, space):
+    "One line for each source that is at hand: its form and its first row"
+    from qlora_nb.forms import Asked
+    from qlora_nb.rows import peek
+    d = cfg.data
+    if 'hub' in cfg.kinds['data.train']: return
+    names = (d.train,) if isinstance(d.train, str) else d.train
+    try: display(peek(names, space, Asked(d.prompt, d.completion, d.system), d.split))
+    except QLoRAError as e:
+        p = e.errors[0]
+        raise cfg.error(p.key or 'data.train', p.message, p.suggestion) from e
 
 # %% ../nbs/magics.ipynb #4c1d9e06
 class _During:

@@ -285,7 +285,7 @@ def test_names_are_those_of_the_libraries():
     ('', ['model', 'revision', 'trust_remote_code', *SECTIONS]), ('tr', ['trust_remote_code', 'training', 'tracking']), ('lora: {r: 8, lo', ['lora_alpha', 'lora_dropout']), ('lora:\n  use_', ['use_rslora', 'use_dora']),
     ('lora:\n  use_dora: ', ['true', 'false']), ('lora: {use_dora: t', ['true']), ('quantization:\n  bnb_4bit_quant_type: n', ['nf4']), ('quantization: {bits: 8, bnb_4bit_quant_type:', ['nf4', 'fp4']),
     ('model: ', ['demo']), ('model: demo\ndata: {train: d', ['demo']), ('lora: {target_modules: [q_proj, v_proj], lo', ['lora_alpha', 'lora_dropout']), ('lora: {r: 8}', []), ('lora: {r: 8}\n', ['model', 'revision', 'trust_remote_code', *[s for s in SECTIONS if s!='lora']]),
-    ('lora:\n  r: 8 # lo', []), ('data:\n  prompt: "a: {b}"\n  s', ['system']), ('data: {prompt: "{b}, ', []), ('data: {prompt: "{b}", s', ['system']), ('lora: {\n  r: 8,\n  lora_d', ['lora_dropout']), ('%%ql', []),
+    ('lora:\n  r: 8 # lo', []), ('data:\n  prompt: "a: {b}"\n  s', ['split', 'system']), ('data: {prompt: "{b}, ', []), ('data: {prompt: "{b}", s', ['split', 'system']), ('lora: {\n  r: 8,\n  lora_d', ['lora_dropout']), ('%%ql', []),
     ('lora:\n  target_modules: a', ['all-linear', 'attention-only']), ('nonsense:\n  a', []), ('lora', ['lora']), ('lora: x', []), ('data:\n  chat_template: ', list(CHAT_TEMPLATES))])
 def test_completion(before, words): assert complete(before)==words
 
@@ -311,7 +311,7 @@ def test_where_rows_come_from(tmp_path, monkeypatch):
     assert kind('rows')==kind('folder')=={'data.train': 'variable'} and kind('timdettmers/openassistant-guanaco')==kind('squad')=={'data.train': 'hub'}
     assert kind('valid.csv', 'validation')=={'data.train': 'demo', 'data.validation': 'file'}
     for name,words,meant in [('both', 'both a file and a variable', None), ('tickets.jsnl', 'no such file: tickets.jsnl.', 'tickets.jsonl'), ('./ticket.jsonl', 'no such file', './tickets.jsonl'), ('tickets.json', 'no such file', 'tickets.jsonl'),
-        ('no/such/dir/a.csv', 'no such folder: no/such/dir', None), ('./folder', 'is a folder', None), ('text', 'no rows but a str', None), ('os', 'no rows but a module', None), ('"a b"', 'no file, no variable', None)]:
+        ('no/such/dir/a.csv', 'no such folder: no/such/dir', None), ('./folder', 'is an empty folder', None), ('"*.cvs"', 'no file fits', None), ('text', 'no rows but a str', None), ('os', 'no rows but a module', None), ('"a b"', 'no file, no variable', None)]:
         with pytest.raises(QLoRAError) as e: kind(name)
         p, = e.value.errors
         assert words in p.message and p.key=='data.train' and p.line==2 and (meant is None or p.suggestion==meant)
@@ -478,10 +478,11 @@ def test_an_exact_key_of_another_section_hides_no_misspelling_but_one():
 # ---- round trip
 
 def valid(key):
-    if key in ('model', 'data.train', 'data.validation', 'revision', 'data.prompt', 'data.completion', 'data.system', 'output.output_dir', 'hardware.gpu'):
+    if key in ('model', 'data.train', 'data.validation', 'revision', 'data.prompt', 'data.completion', 'data.system', 'data.group', 'data.name', 'data.split', 'data.revision', 'output.output_dir', 'hardware.gpu'):
         return st.text(st.characters(blacklist_categories=['Cs', 'Cc']), min_size=1, max_size=12).filter(lambda s: s.strip() and 'hf_' not in s)
+    if key=='data.weights': return st.lists(st.floats(.1, 9), min_size=2, max_size=3)
     if key=='lora.target_modules': return st.one_of(st.sampled_from(['all-linear', 'attention-only']), st.lists(st.sampled_from(['q_proj', 'true', '4', 'null']), min_size=1, max_size=3))
-    if key=='tracking.report_to': return st.one_of(st.sampled_from(choices(key)), st.lists(st.sampled_from(choices(key)[1:]), min_size=1, max_size=2))
+    if key in ('tracking.report_to', 'data.learn'): return st.one_of(st.sampled_from(choices(key)), st.lists(st.sampled_from(choices(key)[1:]), min_size=1, max_size=2))
     if choices(key): return st.sampled_from([{'true': True, 'false': False}.get(c, c) for c in choices(key)])
     low,high = [next((float(n.replace(',', '')) for w,n in re.findall(r'(at least|above|at most|below) ([\d,.]+)', allowed(key)) if w in ws), d) for ws,d in ((('at least', 'above'), 0), (('at most', 'below'), 1))]
     if allowed(key).startswith('a whole'): return st.integers(int(low), int(high))
@@ -503,7 +504,7 @@ def test_round_trip(flat):
     for k,v in flat.items(): (tree.setdefault(k.rpartition('.')[0], {}) if '.' in k else tree)[k.rpartition('.')[2]] = v
     c = parse(yaml.safe_dump(tree, allow_unicode=True))
     for k,v in flat.items():
-        if (k,v)!=('training.eval_strategy', 'auto'): assert c.flat[k]==(tuple(v) if isinstance(v, list) else v.strip() if k in ('model', 'revision') else c.flat[k] if isinstance(v, str) else v)
+        if (k,v)!=('training.eval_strategy', 'auto'): assert c.flat[k]==(tuple(v) if isinstance(v, list) else v.strip() if k in ('model', 'revision', 'data.group', 'data.name', 'data.split', 'data.revision') else c.flat[k] if isinstance(v, str) else v)
     again = parse(c.to_yaml())
     assert c.to_yaml().count('eval_strategy')<=('training.eval_strategy' in flat or c.training.eval_strategy=='steps')
     assert again==c and again.fingerprint==c.fingerprint and again.to_yaml()==c.to_yaml()

@@ -1,40 +1,95 @@
-"What is learned from a row, against strings written by hand; what happens to files that are not as they should be"
-import json
-from types import SimpleNamespace as S
+"What is learned from a row, against strings written by hand; what is counted, refused, cached, packed and shown"
+import json, re
 import pytest, tiny
-from qlora_nb.data import choose_template, encode, encode_rows, form, load, prepare, to_messages
+from qlora_nb import batching, parse
+from qlora_nb.data import encode_rows, prepare
 from qlora_nb.errors import QLoRAError
+from qlora_nb.forms import Asked
+from qlora_nb.rows import read
+from qlora_nb.sources import parts
+from qlora_nb.templates import choose_template, encode, encode_all, runs
 
-def section(**kw): return S(**dict(prompt=None, completion=None, system=None)|kw)
-def config(max_length=200, how='truncate', completion_only=True, **data):
-    return S(data=S(**dict(train='rows', validation=None, validation_size=None, chat_template='auto', prompt=None, completion=None, system=None, on_overlength=how)|data),
-        training=S(max_length=max_length, completion_only_loss=completion_only, seed=1))
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('QLORA_NB_CACHE', str(tmp_path/'.cache'))
+    return tmp_path
 
-ONE = [dict(role='user', content='Hi'), dict(role='assistant', content='Yo')]
-TWO = [dict(role='system', content='Be brief'), *ONE, dict(role='user', content='Bye'), dict(role='assistant', content='Ciao')]
-FULL = { # template → (single turn, two turns with a system text), as the model sees them
+def config(max_length=200, how='truncate', training='', **data):
+    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', on_overlength=how)|data).items())
+    return parse(f'model: demo\ndata:\n{d}training: {{max_length: {max_length}, seed: 1{training}}}')
+
+def said(*turns): return [dict(role=r, content=c) for r,c in turns]
+ONE = said(('user', 'Hi'), ('assistant', 'Yo'))
+TWO = said(('system', 'Be brief'), ('user', 'Hi'), ('assistant', 'Yo'), ('user', 'Bye'), ('assistant', 'Ciao'))
+ZEPHYR = "{% for m in messages %}{{ '<|'+m['role']+'|>\n'+m['content']+eos_token+'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>'+('model' if m['role']=='assistant' else m['role'])+'\n'+m['content'] | trim+'<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+OWN = dict(zephyr=ZEPHYR, gemma=GEMMA)
+SPECIAL = {'chatml': ['<|im_start|>', '<|im_end|>'], 'llama-3': ['<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'], 'gemma': ['<start_of_turn>', '<end_of_turn>'],
+    'zephyr': ['<|user|>', '<|assistant|>', '<|system|>']}
+WHOLE = { # template → (one turn; two turns with a system text), as the model sees them
     'llama-2': ('<s>[INST] Hi [/INST] Yo </s>', '<s>[INST] <<SYS>>\nBe brief\n<</SYS>>\n\nHi [/INST] Yo </s><s>[INST] Bye [/INST] Ciao </s>'),
+    'llama-3': ('<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nYo<|eot_id|></s>',
+        '<s><|start_header_id|>system<|end_header_id|>\n\nBe brief<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n'
+        'Yo<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nCiao<|eot_id|></s>'),
+    'chatml': ('<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|></s>', '<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
+        'Yo<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|></s>'),
     'alpaca': ('<s>### Instruction:\nHi\n\n### Response:\nYo</s>', '<s>Be brief\n\n### Instruction:\nHi\n\n### Response:\nYo</s>### Instruction:\nBye\n\n### Response:\nCiao</s>'),
-    'plain': ('<s>Hi\nYo</s>', '<s>Be brief\nHi\nYo</s>Bye\nCiao</s>')}
-LEARNED = {'llama-2': (' Yo </s>', ' Yo </s> Ciao </s>'), 'alpaca': ('Yo</s>', 'Yo</s>Ciao</s>'), 'plain': ('Yo</s>', 'Yo</s>Ciao</s>')}
+    'plain': ('<s>Hi\nYo</s>', '<s>Be brief\nHi\nYo</s>Bye\nCiao</s>'),
+    'zephyr': ('<|user|>\nHi</s>\n<|assistant|>\nYo</s>', '<|system|>\nBe brief</s>\n<|user|>\nHi</s>\n<|assistant|>\nYo</s>\n<|user|>\nBye</s>\n<|assistant|>\nCiao</s>'),
+    'gemma': ('<s><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYo<end_of_turn></s>', '<s><start_of_turn>system\nBe brief<end_of_turn>\n<start_of_turn>user\nHi<end_of_turn>\n'
+        '<start_of_turn>model\nYo<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nCiao<end_of_turn></s>')}
+LEARNED = { # template → (one turn; two turns; two turns cut before their last four tokens)
+    'llama-2': (' Yo </s>', ' Yo </s> Ciao </s>', ' Yo </s> Ci'), 'llama-3': ('Yo<|eot_id|></s>', 'Yo<|eot_id|>Ciao<|eot_id|></s>', 'Yo<|eot_id|>Ci'),
+    'chatml': ('Yo<|im_end|></s>', 'Yo<|im_end|>Ciao<|im_end|></s>', 'Yo<|im_end|>Ci'), 'alpaca': ('Yo</s>', 'Yo</s>Ciao</s>', 'Yo</s>C'), 'plain': ('Yo</s>', 'Yo</s>Ciao</s>', 'Yo</s>C'),
+    'zephyr': ('Yo</s>', 'Yo</s>Ciao</s>', 'Yo</s>C'), 'gemma': ('Yo<end_of_turn></s>', 'Yo<end_of_turn>Ciao<end_of_turn></s>', 'Yo<end_of_turn>Ci')}
 
+def tokenizer(name):
+    tok = tiny.tokenizer(OWN.get(name))
+    tok.add_special_tokens(dict(additional_special_tokens=SPECIAL.get(name, [])))
+    return tok
+
+def chosen(tok, name): return choose_template(tok, 'tokenizer' if name in OWN else name)
 def text(tok, ids): return ''.join(tok.convert_ids_to_tokens(ids))
 def learned(tok, e): return text(tok, [t for t in e['labels'] if t!=-100])
 
-@pytest.mark.parametrize('name', FULL)
+@pytest.mark.parametrize('name', WHOLE)
 @pytest.mark.parametrize('turns', [0, 1])
 def test_templates(name, turns):
-    tok = tiny.tokenizer()
-    e = encode(tok, choose_template(tok, name), (ONE, TWO)[turns])
-    assert text(tok, e['input_ids'])==FULL[name][turns] and learned(tok, e)==LEARNED[name][turns] and e['merged']==0
+    tok = tokenizer(name)
+    e = encode(tok, chosen(tok, name), (ONE, TWO)[turns])
+    assert text(tok, e['input_ids'])==WHOLE[name][turns] and learned(tok, e)==LEARNED[name][turns] and e['merged']==0
+    assert e['labels'][-1]==tok.eos_token_id
 
-@pytest.mark.parametrize('name', FULL)
+@pytest.mark.parametrize('name', WHOLE)
+def test_a_cut_row_learns_what_is_left_of_its_answers(name):
+    tok = tokenizer(name)
+    n = len(encode(tok, chosen(tok, name), TWO)['input_ids'])
+    d = encode_rows(read([parts('v', dict(v=[dict(messages=TWO), dict(messages=ONE)]))]), tok, chosen(tok, name), config(n-4))
+    row = d.dataset[0]
+    assert learned(tok, row)==LEARNED[name][2] and len(row['input_ids'])==n-4 and learned(tok, d.dataset[1])==LEARNED[name][0]
+    assert d.findings['truncated'].rows==1 and d.ended==1
+
+@pytest.mark.parametrize('name', WHOLE)
 def test_the_prompt_of_training_is_the_prompt_of_generation(name):
-    tok = tiny.tokenizer()
-    template = choose_template(tok, name)
-    asked = tok(template.text(tok, ONE[:1], prompt=True), add_special_tokens=False)['input_ids']
-    e = encode(tok, template, ONE)
-    assert e['input_ids'][:len(asked)]==asked and all(l==-100 for l in e['labels'][:len(asked)]) and e['labels'][len(asked)]!=-100
+    tok = tokenizer(name)
+    template = chosen(tok, name)
+    asked = tok(template.text(tok, TWO[:-1], prompt=True), add_special_tokens=False)['input_ids']
+    e = encode(tok, template, TWO)
+    assert e['input_ids'][:len(asked)]==asked and e['labels'][len(asked)-1]==-100 and e['labels'][len(asked)]!=-100
+
+def test_many_rows_are_encoded_as_one_is():
+    tok = tokenizer('llama-2')
+    template = chosen(tok, 'llama-2')
+    rows = [ONE, TWO, [dict(role='text', content='Once')], TWO[:3], ONE]
+    assert encode_all(tok, template, rows)==[encode(tok, template, r) for r in rows]
+
+@pytest.mark.parametrize('roles,wanted', [(('user',), 'HiBye</s>'), (('user', 'assistant'), 'HiYo</s>ByeCiao</s>'), (('system', 'assistant'), '<s>Be brief\nYo</s>Ciao</s>')])
+def test_any_role_can_be_learned(roles, wanted):
+    tok = tokenizer('plain')
+    assert learned(tok, encode(tok, chosen(tok, 'plain'), TWO, roles=roles)).replace('\nYo', 'Yo' if 'user' in roles else '\nYo').replace('\n', '' if 'user' in roles else '\n')==wanted
 
 def test_the_end_of_sequence_is_learned_when_it_is_the_padding_token_too():
     tok = tiny.tokenizer()
@@ -42,13 +97,23 @@ def test_the_end_of_sequence_is_learned_when_it_is_the_padding_token_too():
     e = encode(tok, choose_template(tok, 'alpaca'), ONE)
     assert e['labels'][-1]==tok.eos_token_id==tok.pad_token_id
 
+def test_the_collator_leaves_the_end_of_sequence_in_the_labels():
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    tok = tiny.tokenizer()
+    tok.pad_token = tok.eos_token
+    d = prepare(config(), tok, dict(rows=tiny.rows(3)+[dict(prompt='who', completion='x'*20)]))
+    batch = DataCollatorForLanguageModeling(pad_token_id=tok.pad_token_id)(list(d.train.dataset))
+    for labels,n in zip(batch['labels'].tolist(), d.train.kept): assert labels[n-1]==tok.eos_token_id and set(labels[n:])<={-100}
+
 def test_what_follows_the_last_end_of_sequence_is_left_out():
     tok = tiny.tokenizer("{% for m in messages %}{{ m['content'] }}{{ eos_token }}\n{% endfor %}")
-    assert text(tok, encode(tok, choose_template(tok), ONE)['input_ids'])=='Hi</s>\nYo</s>'
+    for whole in (True, False): assert text(tok, encode(tok, choose_template(tok), ONE, whole)['input_ids'])=='Hi</s>\nYo</s>'
 
-def test_an_answer_without_end_of_sequence_gets_one():
+def test_an_answer_without_end_of_sequence_gets_one_and_that_is_said():
     tok = tiny.tokenizer("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
     assert learned(tok, encode(tok, choose_template(tok), ONE))=='Yo|</s>'
+    d = prepare(config(), tok, dict(rows=tiny.rows(3)))
+    assert d.train.findings['added'].rows==3 and 'without an end-of-sequence token in the template: it is added' in d.notes[0]
 
 def test_plain_text_is_learned_whole():
     tok = tiny.tokenizer()
@@ -59,85 +124,211 @@ def test_everything_is_learned_when_asked():
     assert learned(tok, encode(tok, choose_template(tok, 'plain'), ONE, completion_only=False))=='<s>Hi\nYo</s>'
 
 def test_a_base_model_of_the_llama_2_kind_gets_its_template_and_keeps_it(tmp_path):
+    from transformers import AutoTokenizer
     tok = tiny.tokenizer()
     assert choose_template(tok).name=='llama-2' and '[INST]' in tok.chat_template
-    own = tiny.tokenizer('{{ messages[0].content }}')
-    assert choose_template(own).name=='tokenizer'
+    tok.save_pretrained(tmp_path/'tok')
+    again = AutoTokenizer.from_pretrained(tmp_path/'tok')
+    assert choose_template(again).text(again, TWO)==choose_template(tok).text(tok, TWO)==WHOLE['llama-2'][1]
 
-@pytest.mark.parametrize('name,said', [('chatml', 'chatml needs <|im_start|> and <|im_end|>'), ('tokenizer', 'has no chat template; choose one of')])
-def test_templates_that_cannot_be(name, said):
-    with pytest.raises(QLoRAError, match=said.replace('|', r'\|')): choose_template(tiny.tokenizer(), name)
+@pytest.mark.parametrize('name', ['chatml', 'llama-3'])
+def test_a_template_whose_marks_are_missing(name):
+    with pytest.raises(QLoRAError, match=f'{name} needs .* which this tokenizer lacks; allowed here are llama-2, alpaca, plain'): choose_template(tiny.tokenizer(), name)
 
-SHAPES = dict(messages=dict(messages=ONE), sharegpt=dict(conversations=[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Yo'}]),
-    alpaca=dict(instruction='Hi', input='', output='Yo'), prompt_completion=dict(prompt='Hi', completion='Yo'), question_answer=dict(question='Hi', answer='Yo'),
-    dialogue_summary=dict(dialogue='Hi', summary='Yo'), source_target=dict(source='Hi', target='Yo'), text_label=dict(text='Hi', label='Yo'))
+def test_a_merge_across_the_border_is_counted():
+    tok = gpt2()
+    tok.chat_template = "{% for m in messages %}{{ m['content'] }}{% if m['role']=='user' %} {% endif %}{% endfor %}"
+    e = encode(tok, choose_template(tok), said(('user', 'a'), ('assistant', 'b')))
+    assert e['merged']==1 and tok.decode([t for t in e['labels'] if t!=-100])==' b<eos>'
 
-@pytest.mark.parametrize('name', SHAPES)
-def test_forms(name):
-    shape = form(SHAPES[name])
-    assert shape[0]==name and to_messages(SHAPES[name], shape, section())==ONE
+def gpt2():
+    "A byte-level tokenizer with one merge, space and b"
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    vocab = {c: i for i,c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    t = Tokenizer(models.BPE(vocab | {'Ġb': len(vocab)}, [('Ġ', 'b')]))
+    t.pre_tokenizer,t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False),decoders.ByteLevel()
+    t.add_special_tokens([AddedToken('<eos>', special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=t, eos_token='<eos>')
 
-def test_an_alpaca_input_and_a_template_of_ones_own():
-    assert to_messages(dict(instruction='Sum', input='1 2', output='3'), ('alpaca', ('instruction', 'output')), section())[0]['content']=='Sum\n\n1 2'
-    ms = to_messages(dict(a='x', b='y'), ('unknown', ()), section(prompt='say {a}', completion='b', system='S'))
-    assert [m['content'] for m in ms]==['S', 'say x', 'y']
+# ---- what happens to rows
 
-@pytest.mark.parametrize('spec,said', [('{qestion}', "Did you mean 'question'"), ('qestion', "no column 'qestion'; the columns are question, answer")])
-def test_a_column_that_is_not_there(spec, said):
-    with pytest.raises(QLoRAError, match=said): to_messages(dict(question='x', answer='y'), ('question_answer', ('question', 'answer')), section(prompt=spec, completion='answer'))
+LONG = [*tiny.rows(3), dict(prompt='who', completion='x'*60), dict(prompt='w'*90, completion='x'), dict(prompt='none', completion=' ')]
+def found(d): return {k: (f.rows, f.where) for k,f in d.train.findings.items()}
+def ready(cfg, rows=LONG, tok=None, **more): return prepare(cfg, tok or tiny.tokenizer(), dict(rows=rows, **more))
 
-def test_a_role_nobody_knows():
-    with pytest.raises(QLoRAError, match="role 'usr'.*Did you mean 'user'"): to_messages(dict(messages=[dict(role='usr', content='x')]), ('messages', ('messages',)), section())
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    return tmp_path
-
-WRITE = dict(jsonl=lambda p, rs: p.write_text(''.join(json.dumps(r)+'\n' for r in rs)), json=lambda p, rs: p.write_text(json.dumps(rs)),
-    csv=lambda p, rs: frame(rs).to_csv(p, index=False), tsv=lambda p, rs: frame(rs).to_csv(p, index=False, sep='\t'), parquet=lambda p, rs: frame(rs).to_parquet(p))
-def frame(rs): return __import__('pandas').DataFrame(rs)
-
-@pytest.mark.parametrize('kind', WRITE)
-def test_files(kind, folder):
-    WRITE[kind](folder/f'rows.{kind}', tiny.rows(5))
-    assert load(f'rows.{kind}').to_list()==tiny.rows(5)
-
-@pytest.mark.parametrize('make', [list, frame, lambda rs: __import__('datasets').Dataset.from_list(rs), lambda rs: {k: [r[k] for r in rs] for k in rs[0]}])
-def test_variables(make): assert load('v', dict(v=make(tiny.rows(5)))).to_list()==tiny.rows(5)
-
-@pytest.mark.parametrize('name,content,said', [('a.jsonl', '{"prompt": "x"\n', 'a.jsonl cannot be read as json'), ('b.jsonl', '', 'b.jsonl is empty'),
-    ('c.xls', 'x', 'unknown kind of file; known are .jsonl'), ('d.csv', 'prompt,completion\n', 'd.csv has no rows')])
-def test_broken_files(name, content, said, folder):
-    (folder/name).write_text(content)
-    with pytest.raises(QLoRAError, match=said) as e: load(name)
-    assert len(str(e.value).splitlines())==1
-
-def test_a_hub_set_without_a_network(folder):
-    with pytest.raises(QLoRAError, match='nobody/rows is no file'): load('nobody/rows')
-
-def encoded(cfg, rows=None):
-    tok = tiny.tokenizer()
-    from datasets import Dataset
-    rs = Dataset.from_list(rows or [*tiny.rows(3), dict(prompt='who', completion='x'*60), dict(prompt='w'*90, completion='x'), dict(prompt='none', completion=' ')])
-    return encode_rows(rs, 'rows', tok, choose_template(tok), cfg)
-
-@pytest.mark.parametrize('how,kept,what', [('truncate', 4, {'dropped: no answer to learn': (1, 6), 'dropped: the prompt alone fills max_length 60': (1, 5),
-    'cut at max_length 60, their end-of-sequence token lost': (1, 4)}), ('drop', 3, {'dropped: no answer to learn': (1, 6), 'dropped: longer than max_length 60': (2, 4)})])
+@pytest.mark.parametrize('how,kept,what', [('truncate', 4, dict(empty=(1, 'rows, row 6'), masked=(1, 'rows, row 5'), truncated=(1, 'rows, row 4'))),
+    ('drop', 3, dict(empty=(1, 'rows, row 6'), dropped=(2, 'rows, row 4'))), ('split', 6, dict(empty=(1, 'rows, row 6'), split=(2, 'rows, row 4')))])
 def test_every_row_is_accounted_for(how, kept, what):
-    d = encoded(config(60, how))
-    assert len(d.dataset)==kept==len(d.messages) and d.counts==what and d.rows==6
-    assert max(map(len, d.dataset['input_ids']))<=60 and all(any(t!=-100 for t in r) for r in d.dataset['labels'])
-    assert all(str(n) in str(d) for n,_ in what.values()) and '⟦ the cat </s>⟧' in d.sample_text
+    d = ready(config(60, how))
+    assert len(d.train)==kept==len(d.train.messages) and found(d)==what and d.train.rows==6
+    assert max(d.train.kept)<=60 and all(any(t!=-100 for t in r) for r in d.train.dataset['labels'])
+    for n,(_,where) in what.items():
+        assert any(d.train.findings[n].said in o and where in o for o in d.notes) and where in str(d) and where in d._repr_html_()
+    assert '⟦ the cat </s>⟧' in str(d)
+
+def test_split_rows_lose_no_learned_token():
+    rows = [dict(prompt='who', completion='abcdefghij'*12)]
+    whole,cut = ready(config(400), rows),ready(config(50, 'split'), rows)
+    def all_learned(d): return [t for r in d.train.dataset['labels'] for t in r if t!=-100]
+    assert all_learned(whole)==all_learned(cut) and cut.train.ended==1 and len(cut.train)==3
 
 def test_too_long_may_be_refused():
-    with pytest.raises(QLoRAError, match='row 4 has .* tokens, max_length is 60 and on_overlength is raise'): encoded(config(60, 'raise'))
+    with pytest.raises(QLoRAError, match='rows, row 4 has 82 tokens, max_length is 60 and on_overlength is raise'): ready(config(60, 'raise'))
 
-def test_nothing_left_is_refused():
-    with pytest.raises(QLoRAError, match='no row of rows is left to learn from: 2 dropped'): encoded(config(10, 'drop'), tiny.rows(2))
+def test_a_conversation_that_ends_without_an_answer_is_shortened():
+    d = ready(config(), [dict(messages=[*TWO, dict(role='user', content='And?')]), dict(messages=TWO[:2]), dict(messages=[])])
+    assert found(d)==dict(trailing=(1, 'rows, row 1'), empty=(2, 'rows, row 2')) and d.train.messages[0]==TWO
+
+def test_what_the_template_refuses_is_counted():
+    tok = tiny.tokenizer("{% for m in messages %}{% if m['role']=='system' %}{{ raise_exception('no system here') }}{% endif %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    d = ready(config(), [dict(messages=ONE), dict(messages=TWO)], tok)
+    assert found(d)==dict(refused=(1, 'rows, row 2')) and 'no system here' in d.notes[0]
+
+def test_copies_and_unreadable_rows_are_counted(folder):
+    (folder/'a.jsonl').write_bytes(b'{"prompt": "a", "completion": "b"}\n'*3+b'nothing\n{"prompt": "caf\xe9", "completion": "x"}\n')
+    d = ready(config(train='a.jsonl'))
+    assert found(d)==dict(unreadable=(2, 'a.jsonl, line 4: not one JSON object: Expecting value at character 1'), not_utf8=(1, d.train.findings['not_utf8'].where), duplicate=(2, 'a.jsonl, line 2'))
+    assert len((folder/'runs'/'train.unreadable.jsonl').read_text().splitlines())==2 and d.train.rows==5
+
+# ---- the gate
+
+@pytest.mark.parametrize('rows,cfg,line', [([], {}, 'rows has no rows'), (tiny.rows(2), dict(max_length=10, how='drop'), 'data.train: no row of rows is left to learn from: 2 rows longer than max_length 10: left out'),
+    (tiny.rows(4), dict(max_length=40), 'training.max_length: no row of rows keeps its end-of-sequence token: all 4 are cut at max_length 40'),
+    ([dict(a='x', b='y')], {}, 'data.prompt: the columns a, b have no known form'), ([dict(prompt='a', completion='')], {}, 'no row of rows is left to learn from: 1 row without an answer to learn: left out'),
+    (tiny.rows(4), dict(prompt='{who}'), "data.prompt: no column 'who' for {who}"), (tiny.rows(4), dict(weights=[1, 2]), 'data.weights is for several sources'),
+    (tiny.rows(1), dict(validation_size=.5), 'rows has 1 row, too few'), (tiny.rows(4), dict(split='tset'), "data.split: no split 'tset'"),
+    (tiny.rows(4), dict(group='place'), "data.group: rows has no column 'place'"), (tiny.rows(4), dict(completion='completion'), 'data.completion needs data.prompt')])
+def test_nothing_to_learn_stops_the_run(rows, cfg, line):
+    with pytest.raises(QLoRAError) as e: ready(config(**cfg), rows)
+    assert line in str(e.value) and len(str(e.value).splitlines())==1
+
+def test_validation_rows_that_are_training_rows():
+    rows,some = tiny.rows(20),[dict(prompt=f'new {i}', completion='x') for i in range(18)]
+    d = ready(config(validation='held', max_overlap=.2), rows, held=[*some, *rows[:2]])
+    assert d.validation.findings['overlap'].rows==2 and 'validation: 2 rows found among the training rows too (first: held, row 19: the cat)' in d.notes
+    with pytest.raises(QLoRAError, match='data.validation: 2 rows found among the training rows too .*: that is 10% of the validation set, and data.max_overlap is 5%'):
+        ready(config(validation='held', max_overlap=.05), rows, held=[*some, *rows[:2]])
+    assert 'validation: the same rows as for training (rows); its loss says nothing about new rows' in ready(config(validation='rows'), rows).notes
 
 def test_a_validation_set_split_off_is_the_same_every_time():
-    a,b = (prepare(config(validation_size=.25), tiny.tokenizer(), dict(rows=tiny.rows(16))) for _ in range(2))
-    assert len(a.validation.dataset)==4 and len(a.train.dataset)==12 and a.validation.messages==b.validation.messages
+    a,b = (ready(config(validation_size=.25), tiny.rows(16)) for _ in range(2))
+    assert len(a.validation)==4 and len(a.train)==12 and a.validation.messages==b.validation.messages
     assert not {m[0]['content'] for m in a.train.messages} & {m[0]['content'] for m in a.validation.messages}
+
+def test_splits_and_mixtures_from_the_config():
+    rows = dict(train=tiny.rows(9), validation=tiny.rows(16)[9:])
+    assert 'rows also has validation, not used; to validate on it, write validation: rows' in ready(config(), rows).notes[0]
+    assert len(ready(config(validation='rows'), rows).validation)==7
+    d = ready(config(train=['rows', 'more'], weights=[3, 1]), tiny.rows(9), more=tiny.rows(16)[9:])
+    assert len(d.train)==12 and 'train: mixed by weight: rows 9 of 9 rows, more 3 of 7 rows' in d.notes
+
+def test_the_demo_as_the_quickstart_has_it():
+    d = prepare(parse('model: demo\ndata: {train: demo, validation: demo}\ntraining: {max_length: 512}'), tiny.tokenizer())
+    assert (len(d.train), len(d.validation), d.notes, d.validation.form)==(900, 64, [], 'prompt_completion (instruction)')
+
+# ---- the cache
+
+def test_rows_are_encoded_once(monkeypatch):
+    import qlora_nb.data
+    first,calls = ready(config(120)),[]
+    write = qlora_nb.data._write
+    monkeypatch.setattr(qlora_nb.data, '_write', lambda *a: calls.append(a) or write(*a))
+    again = ready(config(120))
+    assert not calls and list(again.train.dataset)==list(first.train.dataset) and str(again)==str(first) and again.train.messages==first.train.messages
+    changes = [dict(cfg=config(121)), dict(cfg=config(120, 'drop')), dict(rows=LONG[1:]),
+        dict(cfg=config(120, chat_template='plain')), dict(cfg=config(120, system='Be kind')), dict(cfg=config(120, learn='user'))]
+    for n,c in enumerate(changes, 1):
+        ready(c.get('cfg', config(120)), c.get('rows', LONG))
+        assert len(calls)==n
+
+def test_the_oldest_encoded_rows_make_room(monkeypatch, folder):
+    import os, qlora_nb.data
+    ready(config(60))
+    old, = (folder/'.cache'/'encoded').glob('*.arrow')
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(qlora_nb.data, 'MOST', old.stat().st_size+1)
+    ready(config(70))
+    assert not old.exists() and len(list((folder/'.cache'/'encoded').glob('*.arrow')))==1
+
+# ---- packing
+
+def test_packed_rows_see_only_themselves():
+    "Logits of rows packed one behind the other, as the trainer packs them, are those of the rows alone"
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    torch.manual_seed(0)
+    c = LlamaConfig(vocab_size=128, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512)
+    rows = ready(config(60), LONG).train.dataset
+    packed = pack_dataset(rows.with_format('arrow'), 200, 'bfd').with_format(None)
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(list(packed))
+    alone = {tuple(r['input_ids']) for r in rows}
+    for attention in ('eager', 'sdpa'):
+        model = LlamaForCausalLM._from_config(c, attn_implementation=attention).eval()
+        with torch.no_grad():
+            together = model(input_ids=batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits[0]
+            joined = model(input_ids=batch['input_ids'], use_cache=False).logits[0]
+            starts = [*(batch['position_ids'][0]==0).nonzero().flatten().tolist(), batch['position_ids'].shape[1]]
+            ids = [batch['input_ids'][0, a:b] for a,b in zip(starts, starts[1:])]
+            apart = [float((model(input_ids=i[None], use_cache=False).logits[0]-together[a:b]).abs().max()) for i,a,b in zip(ids, starts, starts[1:])]
+        assert {tuple(i.tolist()) for i in ids}==alone and len(packed)<len(rows)
+        print(f'{attention}: largest difference {max(apart):.1e}')
+        assert max(apart)<2e-5 and float((joined-together).abs().max())>1e-2
+
+def test_padding_is_counted_as_it_is():
+    assert batching.padding_share([4, 2, 3, 3], 2)==pytest.approx(1-12/14) and batching.padding_share([4, 2, 3, 3], 1)==0
+    assert batching.bins([7, 3, 5, 5, 9], 10)==3 and batching.packed_padding([7, 3], 10)==0
+
+def test_bins_are_as_few_as_trl_makes():
+    import numpy as np
+    from datasets import Dataset
+    from trl import pack_dataset
+    lengths = np.random.default_rng(0).integers(1, 60, 300).tolist()
+    packed = pack_dataset(Dataset.from_dict(dict(input_ids=[[1]*n for n in lengths])).with_format('arrow'), 64, 'bfd')
+    assert batching.bins(lengths, 64)==len(packed)
+
+# ---- the report
+
+def test_the_report_says_it_all():
+    d = ready(config(60, training=', per_device_train_batch_size: 2, gradient_accumulation_steps: 1'))
+    for page in (str(d), d._repr_html_()):
+        for words in ('prompt_completion (instruction)', 'llama-2 (this base model has no chat template)', 'steps for all rows once', 'suggested max_length', 'padding', 'rows at random', 'cut at max_length 60', 'rows, row 4'):
+            assert words in page
+    assert '▏' in str(d) and '<svg' in d._repr_html_() and 'max_length is 60' in d._repr_html_() and d._repr_html_().count('<details')==len(re.findall('<summary', d._repr_html_()))>=3
+    assert 'GiB planned' not in str(d) and '60 (2.00 GiB planned)' in str(d.priced(lambda n: 2**31))
+
+def test_the_marks_are_the_labels():
+    tok = tiny.tokenizer()
+    d = ready(config(), [dict(messages=TWO)], tok)
+    where,marked = d.train.sample(0)
+    assert where=='row 1 · rows, row 1' and [t for on,t in marked if on]==[' Yo </s>', ' Ciao </s>']
+    assert marked==runs(tok, d.train.dataset[0]['input_ids'], d.train.dataset[0]['labels'])
+
+def test_hostile_text_stays_text():
+    d = ready(config(), [dict(prompt='<script>alert(1)</script>', completion='<b>x</b>')])
+    assert '<script>' not in d._repr_html_() and '<b>x' not in d._repr_html_()
+
+def test_stepping_through_rows():
+    d = ready(config(), tiny.rows(3))
+    b = d.browse()
+    assert 'the cat' in b.html.value and 'of 3 rows' in b.html.value
+    b.step(1)
+    assert b.at.value==2 and 'the dog' in b.html.value
+    for _ in range(5): b.step(1)
+    assert b.at.value==3
+    b.at.value = 1
+    assert 'the cat' in b.html.value and '⟦' in b.bundle()['text/plain']
+    b.done()
+
+def test_the_instruction_of_a_task_is_said():
+    d = ready(config(), [dict(dialogue='A: Tea?', summary='Tea is offered.')])
+    assert d.notes==["train: dialogue_summary: 'Summarize the following text.' is put before each prompt; data.prompt replaces it"]
+    assert d.train.messages[0][0]['content']=='Summarize the following text.\n\nA: Tea?'
+    assert ready(config(prompt='{dialogue}', completion='summary'), [dict(dialogue='A: Tea?', summary='x')]).train.messages[0][0]['content']=='A: Tea?'
+
+def test_columns_of_ones_own():
+    rows = read([parts('v', dict(v=[dict(a='x', b='y')]))], asked=Asked('say {a}', 'b', 'S'))
+    assert [m['content'] for m in rows.messages[0]]==['S', 'say x', 'y']

@@ -1,0 +1,161 @@
+"""From a file of rows to tokens and labels: ours against `datasets.map` with TRL's preparation; and what batches of several kinds learn a second.
+
+Preparation: each variant is a process of its own, with empty caches, on the same JSON-lines file of prompts and completions, and ends with a dataset of token
+ids and labels on disk. Reported are rows a second and the growth of the resident set over the imports, also for a file of a tenth.
+Batches: the demo model, 4-bit with adapters, on rows of skewed length; forward and backward on batches at random, grouped by length, and packed; the figure is
+learned tokens a second.
+
+    python benchmarks/data.py [--rows 200000] [--steps 12] [--skip prepare|batches] [--json OUT]"""
+import argparse, json, os, random, resource, subprocess, sys, tempfile, time
+from pathlib import Path
+
+WORDS = '''pump valve motor filter sensor door lift boiler fan belt leaks stops hums trips drips heats cools shakes again today since Monday please send someone before the
+deadline our plant near the river old new green first second shift manager wrote that number twelve will not start and nobody knows why'''.split()
+
+def write_rows(path, n, seed=0):
+    "Rows of some twenty to two hundred words"
+    rng = random.Random(seed)
+    with open(path, 'w') as f:
+        for i in range(n):
+            k = min(200, int(rng.lognormvariate(3, .7))+5)
+            row = dict(prompt=f'Ticket {i}: '+' '.join(rng.choices(WORDS, k=k)), completion=' '.join(rng.choices(WORDS, k=max(3, k//4)))+f' ({i})')
+            f.write(json.dumps(row)+'\n')
+
+def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+
+def ours(path):
+    import datasets
+    from qlora_nb import parse
+    from qlora_nb.data import prepare
+    from qlora_nb.loading import load_tokenizer, quiet
+    assert datasets
+    tok = load_tokenizer('demo')
+    tok('warm up')
+    before,begun = rss(),time.perf_counter()
+    with quiet(): d = prepare(parse(f'model: demo\ndata: {{train: {path}}}\ntraining: {{max_length: 1024}}'), tok).train
+    return dict(rows=len(d), seconds=time.perf_counter()-begun, grown=rss()-before, peak=rss(), learned=d.supervised)
+
+def trl(path):
+    "What a person writes who follows TRL's documentation; a model of one tiny layer, since the trainer prepares the rows when it is made"
+    from datasets import disable_progress_bars, load_dataset
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+    from qlora_nb.demo import model_path
+    disable_progress_bars()
+    tok = AutoTokenizer.from_pretrained(model_path())
+    c = LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+    model = LlamaForCausalLM(c)
+    tok('warm up')
+    before,begun = rss(),time.perf_counter()
+    rows = load_dataset('json', data_files=path, split='train')
+    rows = rows.map(lambda r: dict(prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])]))
+    with tempfile.TemporaryDirectory() as out:
+        t = SFTTrainer(model, SFTConfig(out, use_cpu=True, bf16=False, report_to='none', max_length=1024), train_dataset=rows, processing_class=tok)
+        n,seconds,grown = len(t.train_dataset),time.perf_counter()-begun,rss()-before
+        learned = sum(len(b)-b.count(-100) for o in t.train_dataset.select_columns('labels').iter(1000) for b in o['labels'])
+    return dict(rows=n, seconds=seconds, grown=grown, peak=rss(), learned=learned)
+
+def skewed(n, seed=1):
+    "Prompts of very unequal length with short answers"
+    rng = random.Random(seed)
+    def words(k): return ' '.join(rng.choices(WORDS, k=k))
+    return [dict(prompt=words(min(400, int(rng.lognormvariate(3, 1.1))+3)), completion=words(rng.randint(4, 24))) for _ in range(n)]
+
+def order(kind, lengths, size, seed=0):
+    "Row numbers, batch by batch"
+    rng = random.Random(seed)
+    i = list(range(len(lengths)))
+    rng.shuffle(i)
+    if kind=='grouped': i = [k for a in range(0, len(i), 50*size) for k in sorted(i[a:a+50*size], key=lambda k: -lengths[k])]
+    batches = [i[a:a+size] for a in range(0, len(i), size)]
+    rng.shuffle(batches)
+    return batches
+
+def batches(steps, size=8, cap=512):
+    "Seconds and learned tokens of `steps` padded batches of each kind, and of packed sequences that hold as many rows"
+    from types import SimpleNamespace as S
+    from peft import get_peft_model
+    from trl import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    from qlora_nb import batching, parse
+    from qlora_nb.data import prepare
+    from qlora_nb.loading import load_base, load_tokenizer, lora_config, quiet
+    from qlora_nb.trainer import learned_loss
+    cfg = parse(f'model: demo\ndata: {{train: rows}}\ntraining: {{max_length: {cap}, per_device_train_batch_size: {size}}}')
+    with quiet():
+        tok = load_tokenizer('demo')
+        d = prepare(cfg, tok, dict(rows=skewed(steps*size))).train
+        base = load_base('demo', cfg, S(kind='cpu'), 'bfloat16')
+        model = get_peft_model(base, lora_config(cfg.lora, base)).train()
+    rows,out = list(d.dataset),{}
+    padded,free = (DataCollatorForLanguageModeling(pad_token_id=tok.pad_token_id, padding_free=o) for o in (False, True))
+    packed = list(pack_dataset(d.dataset.with_format('arrow'), cap, 'bfd').with_format(None))
+    per = max(1, round(size*len(packed)/len(rows)))
+    made = {k: [padded([rows[i] for i in b]) for b in order(k, d.kept, size)] for k in ('random', 'grouped')}
+    made['packed'] = [free(packed[a:a+per]) for a in range(0, len(packed), per)]
+    made['single rows'] = [padded([r]) for r in rows]
+    for kind,bs in made.items():
+        step(model, bs[0], learned_loss)
+        begun = time.perf_counter()
+        learned = sum(step(model, b, learned_loss) for b in bs)
+        positions = sum(b['input_ids'].numel() for b in bs)
+        out[kind] = dict(learned_per_second=learned/(time.perf_counter()-begun), padding=1-d.tokens/positions, batches=len(bs))
+    out['told beforehand'] = dict(random=batching.padding_share(batching.shuffled(d.kept), size), grouped=batching.padding_share(batching.grouped(d.kept, size), size))
+    return out
+
+def step(model, batch, loss):
+    "Forward and backward of one batch; the learned tokens in it"
+    value,n,_ = loss(model, {k: v for k,v in batch.items() if k in ('input_ids', 'labels', 'attention_mask', 'position_ids')})
+    value.backward()
+    model.zero_grad()
+    return int(n)
+
+def child(what, arg):
+    "The result of one variant in a process with empty caches"
+    from qlora_nb.demo import model_path
+    with tempfile.TemporaryDirectory() as tmp:
+        cache = Path(tmp)/'cache'
+        cache.mkdir()
+        (cache/model_path().name).symlink_to(model_path())
+        env = dict(os.environ, HF_HUB_OFFLINE='1', HF_DATASETS_CACHE=f'{tmp}/hf', QLORA_NB_CACHE=str(cache))
+        o = subprocess.run([sys.executable, __file__, '--one', what, str(arg)], capture_output=True, text=True, env=env, cwd=tmp)
+    if o.returncode: raise SystemExit(o.stderr[-3000:])
+    return json.loads(o.stdout.splitlines()[-1])
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--rows', type=int, default=200_000)
+    ap.add_argument('--steps', type=int, default=12)
+    ap.add_argument('--skip', choices=('prepare', 'batches'))
+    ap.add_argument('--only', choices=('ours', 'trl'), help='Prepare with one of the two, e.g. a million rows with ours')
+    ap.add_argument('--json')
+    ap.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
+    a = ap.parse_args()
+    if a.one: return print(json.dumps(dict(ours=ours, trl=trl, batches=lambda n: batches(int(n)))[a.one[0]](a.one[1])))
+    out = {}
+    if a.skip!='prepare': prepared(a.rows, [a.only] if a.only else ['ours', 'trl'], out)
+    if a.skip!='batches': compared(child('batches', a.steps), out)
+    if a.json: Path(a.json).write_text(json.dumps(out, indent=1))
+
+def prepared(n, variants, out):
+    with tempfile.TemporaryDirectory() as tmp:
+        for rows in (n//10, n):
+            path = f'{tmp}/rows{rows}.jsonl'
+            write_rows(path, rows)
+            print(f'{rows:,} rows, {Path(path).stat().st_size/2**20:.1f} MiB')
+            for v in variants:
+                o = out[f'{v} {rows}'] = child(v, path)
+                print(f"  {v:5} {o['rows']/o['seconds']:8,.0f} rows/s, grown by {o['grown']/2**20:6.0f} MiB to a peak of {o['peak']/2**20:6.0f} MiB, {o['learned']:,} learned tokens", flush=True)
+        if len(variants)==2:
+            assert out[f'ours {n}']['rows']==out[f'trl {n}']['rows']==n
+            print(f"  ours / TRL: {out[f'trl {n}']['seconds']/out[f'ours {n}']['seconds']:.2f} times the rows a second")
+
+def compared(o, out):
+    out['batches'] = o
+    print('Batches of 8 rows of skewed length, demo model, forward and backward')
+    for kind in ('random', 'grouped', 'packed', 'single rows'):
+        print(f"  {kind:12} {o[kind]['learned_per_second']:7.1f} learned tokens/s, {o[kind]['padding']:.0%} padding, {o[kind]['batches']} batches")
+    r = {k: o[k]['learned_per_second'] for k in ('random', 'grouped', 'packed', 'single rows')}
+    print(f"  against random: grouped {r['grouped']/r['random']:.2f}, packed {r['packed']/r['random']:.2f}; packed against grouped {r['packed']/r['grouped']:.2f}")
+
+if __name__=='__main__': main()
