@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SEAL', 'FORMAT', 'PACKAGES', 'SMALL', 'RUN_HEAD', 'COLOURS', 'sync', 'write_whole', 'seal', 'flaw', 'step_of',
-           'checkpoints', 'latest', 'retain', 'Lock', 'versions', 'fingerprint', 'write_about', 'read_about', 'events',
-           'rewind', 'curves', 'mirror', 'run_folders', 'find_run', 'state_of', 'Record', 'record', 'Runs', 'runs']
+           'checkpoints', 'latest', 'retain', 'Lock', 'versions', 'fingerprint', 'redact', 'write_about', 'read_about',
+           'events', 'rewind', 'curves', 'mirror', 'run_folders', 'find_run', 'state_of', 'Record', 'record', 'Runs',
+           'runs']
 
 # %% ../nbs/runs.ipynb #db5da149
-import hashlib, json, math, os, platform, shutil, socket, time
+import hashlib, json, math, os, platform, re, shutil, socket, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from .errors import QLoRAError, nearest
@@ -157,10 +158,20 @@ def fingerprint(dataset)->str: # Of `input_ids` and `labels`
         for ids,labels in zip(batch['input_ids'], batch['labels']): h.update(array('q', [len(ids), *ids, *labels]).tobytes())
     return h.hexdigest()
 
+# %% ../nbs/runs.ipynb #b6b6398d
+_TOKEN = re.compile(r'\b(?:hf_|ghp_|sk-)[A-Za-z0-9_-]{8,}')
+_NAMED = re.compile(r'TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL', re.I)
+
+def redact(text:str)->str:
+    "Strike out what is secret"
+    for k,v in os.environ.items():
+        if len(v)>=8 and _NAMED.search(k): text = text.replace(v, '***')
+    return _TOKEN.sub('***', text)
+
 # %% ../nbs/runs.ipynb #0caf0def
 def write_about(folder, **facts):
     "Add facts to a folder's `run.json`"
-    write_whole(Path(folder)/'run.json', json.dumps(read_about(folder, {}) | dict(format=FORMAT) | facts, indent=1, default=str))
+    write_whole(Path(folder)/'run.json', redact(json.dumps(read_about(folder, {}) | dict(format=FORMAT) | facts, indent=1, default=str)))
 
 def read_about(folder, default=None)->dict: # What `write_about` wrote
     "The facts of a run folder"
