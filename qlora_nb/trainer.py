@@ -96,7 +96,11 @@ class Run(Shown):
 
 # %% ../nbs/trainer.ipynb #41877568
 def _on_change(run):
-    for w in run.watchers: w(run)
+    for w in list(run.watchers):
+        try: w(run)
+        except Exception as e:
+            run.watchers.remove(w)
+            run.note(f'a panel failed and was taken off: {type(e).__name__}: {e}')
 
 def _event(run, kind, **values):
     "Append one line to events.jsonl"
@@ -172,7 +176,7 @@ class _Steps:
         _sample(run)
 
     def on_epoch_end(self, args, state, control, **kw):
-        if self.run._stop.is_set(): control.should_evaluate = False
+        if self.run._stop.is_set(): self._stop(control)
     def on_prediction_step(self, args, state, control, **kw):
         if self.run._abandon.is_set(): raise _Abandoned
         if self.run._stop.is_set() and self.run.running: raise _Cut
