@@ -78,7 +78,7 @@ def preflight(trainer)->int: # Tokens of the longest row
     return tokens
 
 # %% ../nbs/guardian.ipynb #57557eed
-SAYS = ('out of memory', "can't allocate memory", 'bad_alloc', 'cannot allocate memory', 'ALLOC_FAILED', 'std::bad_alloc')
+SAYS = ('out of memory', "can't allocate memory", 'cannot allocate memory', 'bad_alloc', 'ALLOC_FAILED', 'could not create a primitive')
 
 def _chain(e):
     while e is not None:

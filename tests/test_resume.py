@@ -5,7 +5,7 @@ import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
 from qlora_nb.runs import FORMAT, checkpoints, curves, events, runs, write_about
-from qlora_nb.trainer import current, resume, train
+from qlora_nb.trainer import resume, train
 
 ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5))
 
@@ -13,7 +13,8 @@ ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5))
 def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
 
 def cell(folder, out, lora='', extra='', **training):
-    t = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, max_length=64, learning_rate=5e-3, num_train_epochs=3, save_steps=100, save_total_limit=9)
+    t = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, max_length=64, learning_rate=5e-3, num_train_epochs=3,
+        save_steps=100, save_total_limit=9)
     if 'max_steps' in training: t.pop('num_train_epochs')
     t |= training
     lines = ''.join(f'  {k}: {v}\n' for k,v in t.items())
