@@ -7,7 +7,7 @@ __all__ = ['SAYS', 'chance', 'put_back', 'longest_batch', 'preflight', 'is_oom',
            'rows_of', 'not_a_number', 'curve_words']
 
 # %% ../nbs/guardian.ipynb #f3a7be0f
-import gc, math, random, sys, traceback
+import ctypes, gc, math, random, sys, traceback
 from .errors import QLoRAError
 
 # %% ../nbs/guardian.ipynb #553f27d5
@@ -67,15 +67,13 @@ def longest_batch(trainer)->tuple: # The batch as the loss takes it; tokens of i
     columns = [c for c in rows.column_names if c in (trainer._signature_columns or rows.column_names)]
     return trainer._prepare_inputs(trainer.data_collator([{k: rows[i][k] for k in columns} for i in top])), max(lengths)
 
-def preflight(trainer)->int: # Tokens of the longest row
+def preflight(trainer, batch):
     "Forward, backward and optimizer step of the longest batch, with everything put back"
     with _Restore(trainer):
-        batch,tokens = longest_batch(trainer)
         trainer.accelerator.gradient_state._set_sync_gradients(True)
         trainer.current_gradient_accumulation_steps = 1
         trainer.training_step(trainer.model_wrapped, batch, (batch['labels'][:, 1:]!=-100).sum())
         trainer.optimizer.step()
-    return tokens
 
 # %% ../nbs/guardian.ipynb #57557eed
 SAYS = ('out of memory', "can't allocate memory", 'cannot allocate memory', 'bad_alloc', 'ALLOC_FAILED', 'could not create a primitive')
@@ -109,6 +107,7 @@ def release(e, device)->int: # Bytes that came free
     if device.kind in ('cuda', 'rocm'):
         import torch
         torch.cuda.empty_cache()
+    elif sys.platform=='linux': getattr(ctypes.CDLL(None), 'malloc_trim', lambda n: None)(0)
     return max(0, before-_used(device))
 
 # %% ../nbs/guardian.ipynb #e77c645c

@@ -10,7 +10,7 @@ __all__ = ['SAME', 'ALTERED', 'PROGRESS', 'sft_config', 'check_trackers', 'Inter
 import contextvars, errno, importlib.util, json, math, os, shlex, shutil, signal, threading, time
 from pathlib import Path
 from .errors import QLoRAError
-from .guardian import chance, curve_words, is_oom, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
+from .guardian import chance, curve_words, is_oom, longest_batch, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
 from .render import Shown, fmt_bytes, page
 from .report import run_html, run_text
 from .resume import compare, extension, merged, refuse
@@ -249,7 +249,8 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
 def _try_longest(run):
     was,run.status = run.status,'trying'
     run.on_change()
-    run.longest = preflight(run.trainer)
+    batch,run.longest = longest_batch(run.trainer)
+    preflight(run.trainer, batch)
     run.memory_now,run.memory_tried,run.memory_kind = _memory(run.device)
     run.memory_peak,run.status = run.memory_tried,was
     run.event('preflight', tokens=run.longest, peak=run.memory_tried)
