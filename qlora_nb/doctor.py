@@ -107,13 +107,13 @@ def check_room(output_dir:str='runs')->list:
     from qlora_nb.hardware import cpu
     at = next(p for p in [Path(output_dir).expanduser().absolute(), *Path(output_dir).expanduser().absolute().parents] if p.exists())
     free,ram = shutil.disk_usage(at).free,cpu().memory
-    disk = Finding('disk', 'fine' if free>2*GiB else 'bad', f'{fmt_bytes(free)} free at {at}', '' if free>2*GiB else 'make room, or set output.output_dir to another disk')
+    disk = Finding('disk', 'fine' if free>2*GiB else 'bad', f'{fmt_bytes(free)} free for {output_dir}', '' if free>2*GiB else 'make room, or set output.output_dir to another disk')
     out = [disk, Finding('main memory', 'fine' if ram>2*GiB else 'note', f'{fmt_bytes(ram)} free', '' if ram>2*GiB else 'close other kernels')]
     import torch
     if torch.cuda.is_available():
         left,all_ = torch.cuda.mem_get_info()
         out.append(Finding('GPU memory', 'fine' if left>.8*all_ else 'note', f'{fmt_bytes(left)} of {fmt_bytes(all_)} free', '' if left>.8*all_ else 'another process or kernel holds the rest'))
-    if not os.access(at, os.W_OK): out.append(Finding('output folder', 'bad', f'{at} cannot be written to', 'set output.output_dir'))
+    if not os.access(at, os.W_OK): out.append(Finding('output folder', 'bad', f'{output_dir} cannot be written to', 'set output.output_dir'))
     return out
 
 def check_hub()->list:
