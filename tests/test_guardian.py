@@ -19,7 +19,7 @@ sys.path.insert(0, TESTS)
 import tiny
 from qlora_nb.errors import QLoRAError
 from qlora_nb.trainer import train, current
-rows = [dict(prompt=f'who is on the mat {i} '+'x'*200, completion='the cat') for i in range(128)]
+rows = [dict(prompt=f'who is on the mat {i} '+'x'*200, completion='the cat') for i in range(64)]
 def cap(run):
     if run.status!=WHEN or getattr(run, 'capped', False) or (WHEN=='saving' and run.step<1): return
     run.capped = True
@@ -36,9 +36,9 @@ print(json.dumps(dict(status=run.status, step=run.step, notes=run.notes, losses=
 # The C library hands address space back only for blocks that it mapped one by one: hence the low threshold.
 def capped(folder, out, name, room, when='trying', on_oom='shrink', **training):
     "A process that trains with `room` bytes of address space beyond what it had when its status was `when`"
-    text = cell(folder, out, per_device_train_batch_size=64, gradient_accumulation_steps=1, max_length=256, max_steps=2, on_oom=on_oom, **training).replace('0.1', '0')
+    text = cell(folder, out, per_device_train_batch_size=32, gradient_accumulation_steps=1, max_length=256, max_steps=2, on_oom=on_oom, **training).replace('0.1', '0')
     given = dict(TESTS=str(root/'tests'), WHEN=when, ROOM=room, CELL=text, NAME=name)
-    o = subprocess.run([sys.executable, '-c', ''.join(f'{k} = {v!r}\n' for k,v in given.items())+CAPPED], capture_output=True, text=True, timeout=300,
+    o = subprocess.run([sys.executable, '-c', ''.join(f'{k} = {v!r}\n' for k,v in given.items())+CAPPED], capture_output=True, text=True, timeout=600,
         env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', MALLOC_MMAP_THRESHOLD_='65536'))
     assert o.returncode==0, o.stderr[-3000:]
     return [l for l in o.stdout.splitlines() if l.startswith('ERROR')],json.loads(o.stdout.splitlines()[-1])
@@ -47,21 +47,21 @@ TOLERANCE = 1e-3 # The sums of a step are added up in another order
 
 def test_memory_that_is_not_enough_is_met_with_smaller_micro_batches(folder, tmp_path):
     _,free = capped(folder, tmp_path, 'free', 0)
-    said,r = capped(folder, tmp_path, 'capped', 250*2**20)
-    assert not said and r['status']=='finished' and r['split'][0]<64 and r['split'][0]*r['split'][1]==64
-    note = next(n for n in r['notes'] if n.startswith('not enough memory before step 1, on the longest batch: 64 rows of up to'))
-    assert '64 rows of up to 2' in note and 'the plan counted 4-bit weights' in note and 'rows a step as before' in note
+    said,r = capped(folder, tmp_path, 'capped', 125*2**20)
+    assert not said and r['status']=='finished' and r['split'][0]<32 and r['split'][0]*r['split'][1]==32
+    note = next(n for n in r['notes'] if n.startswith('not enough memory before step 1, on the longest batch: 32 rows of up to'))
+    assert '32 rows of up to 2' in note and 'the plan counted 4-bit weights' in note and 'rows a step as before' in note
     assert len(r['losses'])==len(free['losses'])==2 and all(abs(a[1]-b[1])<TOLERANCE for a,b in zip(r['losses'], free['losses']))
 
 def test_asked_it_ends_with_the_smaller_setting_in_words(folder, tmp_path):
-    said,r = capped(folder, tmp_path, 'ask', 250*2**20, on_oom='ask')
-    assert len(said)==1 and r['status']=='failed' and r['split']==[64, 1]
-    assert 'Smaller: 32 rows × 2 passes a step in place of 64 × 1, 64 rows a step as before. To go on: training.per_device_train_batch_size: 32' in said[0]
+    said,r = capped(folder, tmp_path, 'ask', 125*2**20, on_oom='ask')
+    assert len(said)==1 and r['status']=='failed' and r['split']==[32, 1]
+    assert 'Smaller: 16 rows × 2 passes a step in place of 32 × 1, 32 rows a step as before. To go on: training.per_device_train_batch_size: 16' in said[0]
 
 def test_in_the_middle_of_a_run_no_step_is_lost(folder, tmp_path):
-    said,r = capped(folder, tmp_path, 'middle', 250*2**20, when='saving', save_steps=1, preflight='false')
-    assert not said and r['status']=='finished' and r['split'][0]<64 and [s for s,_ in r['losses']]==[1, 2]
-    assert any(n.startswith('not enough memory at step 2: 64 rows') for n in r['notes'])
+    said,r = capped(folder, tmp_path, 'middle', 125*2**20, when='saving', save_steps=1, preflight='false')
+    assert not said and r['status']=='finished' and r['split'][0]<32 and [s for s,_ in r['losses']]==[1, 2]
+    assert any(n.startswith('not enough memory at step 2: 32 rows') for n in r['notes'])
 
 # ---- numbers that are none
 
