@@ -64,16 +64,6 @@ class _Before:
         return self._bind(args.name, self.config_cell)
 
     @magic_arguments()
-    @argument('model', nargs='?', help='A model to plan without a config: preset, hub id or folder')
-    @argument('-o', '--name', help='Also bind the plan to this variable')
-    @line_magic
-    def qlora_plan(self, line):
-        "Show what the config needs in memory, before anything is downloaded"
-        from qlora_nb.planner import plan
-        args = parse_line(self.qlora_plan, line)
-        if args is not None: return self._bind(args.name, plan(args.model or self._needs_config()))
-
-    @magic_arguments()
     @argument('-o', '--name', help='Also bind the report to this variable')
     @line_magic
     def qlora_data(self, line):
@@ -84,6 +74,37 @@ class _Before:
         if args is None: return
         cfg = self._needs_config()
         with quiet(): return self._bind(args.name, prepare(cfg, load_tokenizer(cfg.model, cfg.revision, cfg.trust_remote_code), self.shell.user_ns))
+
+# %% ../nbs/magics.ipynb #0415ac81
+class _Planning:
+    @magic_arguments()
+    @argument('model', nargs='?', help='A model to plan without a config: preset, hub id or folder')
+    @argument('--gpu', help='Card to plan for, e.g. T4 or "RTX 4090"; else hardware.gpu, then the card of this machine')
+    @argument('--trace', action='store_true', help='Trace the real code as well, and say where formula and trace disagree; takes seconds')
+    @argument('--tokens', type=int, help='Tokens of the training rows; hours and rent are then those of the whole run')
+    @argument('--gpus', type=int, default=1, help='Cards that share the run')
+    @argument('--sharding', default='', help='How they share it: ddp or fsdp')
+    @argument('--explore', action='store_true', help='With a control for each knob, and a button that writes the cell')
+    @argument('--json', action='store_true', help='Print the plan as JSON')
+    @argument('--markdown', action='store_true', help='Print the plan as Markdown')
+    @argument('-o', '--name', help='Also bind the plan to this variable')
+    @line_magic
+    def qlora_plan(self, line):
+        "Show what the config needs in memory, hours and money, before anything is downloaded"
+        from qlora_nb.planner import plan
+        a = parse_line(self.qlora_plan, line)
+        if a is None: return
+        kw = dict(gpu=a.gpu, engine='trace' if a.trace else 'formula', tokens=a.tokens, gpus=a.gpus, sharding=a.sharding)
+        p = self._bind(a.name, plan(a.model or self._needs_config(), **kw))
+        if a.explore: return self._explore(p, a)
+        forms = [form for asked,form in ((a.json, p.to_json), (a.markdown, p.to_markdown)) if asked]
+        for form in forms: print(form())
+        return None if forms else p
+
+    def _explore(self, p, a):
+        from qlora_nb.explorer import Explorer, Shelf
+        config = p.config.with_(**{'hardware.gpu': a.gpu}) if a.gpu else p.config
+        Shelf(Explorer(config, tokens=a.tokens, gpus=a.gpus, sharding=a.sharding))
 
 # %% ../nbs/magics.ipynb #b996848e
 def _architecture(model):
@@ -190,7 +211,7 @@ class _After:
 
 # %% ../nbs/magics.ipynb #cafd1784
 @magics_class
-class QLoRA(_Before, _During, _Around, _After, Magics):
+class QLoRA(_Before, _Planning, _During, _Around, _After, Magics):
     "Fine-tuning with QLoRA in a notebook"
     output_dir = Unicode('', help='Folder for runs; empty: `runs`').tag(config=True)
     report_to = Unicode('', help='Where metrics go: none, tensorboard, wandb, mlflow, trackio').tag(config=True)

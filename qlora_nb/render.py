@@ -58,6 +58,11 @@ CSS = '''<style>
 .qnb.qnb.qnb li{margin:0;min-width:5em;font-size:12px;color:var(--qnb-dim)}
 .qnb.qnb.qnb li b{display:block;font-size:16px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap;color:var(--qnb-ink)}
 .qnb progress{width:100%;max-width:560px;accent-color:var(--qnb-a)}
+.qnb .bar{display:flex;position:relative;width:var(--qnb-bar,320px);max-width:100%;height:14px;background:var(--qnb-soft)}.qnb .seg{display:block;height:14px;cursor:help}
+.qnb .seg:focus{outline:2px solid var(--qnb-ink);outline-offset:1px}.qnb .mark{position:absolute;top:-3px;width:2px;height:20px;background:var(--qnb-ink)}
+.qnb .seg:is(:hover,:focus)>.tip{display:block;position:absolute;left:0;top:20px;z-index:9;width:max-content;max-width:44em;padding:.3em .7em;white-space:normal;
+ font-weight:400;border:1px solid var(--qnb-line);background:var(--jp-layout-color1,Canvas);color:var(--jp-ui-font-color1,CanvasText)}
+.qnb .tip small{display:block;color:var(--qnb-dim)}
 .qnb svg{max-width:100%;height:auto;display:block;overflow:visible}.qnb td svg{min-width:7em}
 .qnb svg text{fill:currentColor;font-size:11px;font-family:inherit}
 .qnb .ok{color:var(--qnb-ok);font-weight:600}.qnb .bad{color:var(--qnb-bad);border-color:var(--qnb-bad);font-weight:600}
@@ -111,14 +116,18 @@ def text_table(rows, head=(), caption:str='', num=())->str: # Lines of text
     return '\n'.join(([caption] if caption else [])+lines)
 
 # %% ../nbs/render.ipynb #a1d398bb
-def html_bar(parts, total:float, label:str)->str: # Parts: `(name, size, colour)`; total: what the full width stands for; label is read aloud
-    "A stacked horizontal bar"
-    x,out,total = 0.,'',total or 1.
-    for name,size,colour in parts:
-        w = 100*size/total
-        out += f'<rect x="{x:.3f}%" y="0" width="{w:.3f}%" height="14" fill="{colour}"><title>{escape(name)}</title></rect>; '
-        x += w
-    return tag('svg', out, width='320', height='14', role='img', aria_label=label, style='background:var(--qnb-soft)')
+def html_bar(
+    parts, # `(name, size, colour)`, or with an explanation as a fourth
+    total:float, # What the full width stands for
+    label:str, # Read aloud before the parts
+    mark=None # `(size, name)` of a line across the bar
+)->str:
+    "A stacked bar; each part says what it is under the pointer, on a click, and when it is reached by keyboard"
+    def part(name, size, colour, why=''):
+        tip = tag('span', escape(name)+(tag('small', escape(why)) if why else ''), 'tip', hidden='')
+        return tag('span', tip, 'seg', tabindex=0, role='img', aria_label=f'{name}. {why}'.strip(), style=f'width:{100*size/(total or 1):.3f}%;background:{colour}')
+    line = tag('span', '', 'mark', role='img', aria_label=mark[1], title=mark[1], style=f'left:{100*mark[0]/(total or 1):.3f}%') if mark else ''
+    return tag('div', ''.join(part(*p) for p in parts)+line, 'bar', role='group', aria_label=label)
 
 def thin(points, n:int=300)->list: # At most about `n` points; first and last are kept
     "Every k-th point of a long series"

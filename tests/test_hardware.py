@@ -1,5 +1,6 @@
 "Facts about the machine, read from stand-ins; no test here needs or uses a GPU"
 import json, subprocess, sys
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace as NS
 
@@ -17,10 +18,54 @@ CARDS = [T4, {**T4, 'index': '1', 'uuid': 'GPU-b', 'memory.free': '15000'}, {**T
 def smi(monkeypatch, cards): monkeypatch.setattr(hardware, '_smi', lambda: cards)
 
 
+ENTRIES = json.loads((files('qlora_nb')/'assets'/'gpus.json').read_text(encoding='utf-8'))['gpus']
+ASKED = ('T4', 'P100', 'V100 16GB', 'RTX 3060', 'RTX 3090', 'RTX 4060 Ti', 'RTX 4080', 'RTX 4090', 'RTX 5090', 'A10G', 'L4', 'L40S', 'A40', 'A5000', 'A6000',
+    'A100 40GB', 'A100 80GB', 'H100', 'H200', 'B200', 'MI300X')
+
+
 def test_every_card_has_a_source_and_a_date():
-    for g in json.loads((files('qlora_nb')/'assets'/'gpus.json').read_text())['gpus']:
-        assert g['date'] and g['source'] and (g['usable_gib'] is None)==(g['source']=='no figure found')
-    for d in gpus(): assert gpu(d.name)==d and d.bf16==(d.capability>=(8, 0)) and (d.memory is None or 5*GiB<d.memory<200*GiB)
+    for g in ENTRIES:
+        assert g['date'] and g['source'] and g['spec'] and (g['tflops'] is None or 'http' in g['spec'])
+        for p in g['prices']: assert p['page'].startswith('https://') and '2026-01-01'<p['date']<=g['date'] and 0<p['usd']<30
+    for d in gpus(): assert gpu(d.name)==d and (d.memory is None or 5*GiB<d.memory<200*GiB)
+    for d in gpus():
+        if d.kind=='cuda': assert d.bf16==(d.capability>=(8, 0))
+
+
+def test_every_card_that_people_rent_is_complete():
+    for n in ASKED:
+        d = gpu(n)
+        assert d.memory and d.bandwidth and d.tflops
+    assert [d.name for d in map(gpu, ASKED) if not d.prices]==['P100', 'RTX 4060 Ti 16GB']
+    assert all(gpu(g['name']).tflops is None for g in ENTRIES if g['kind']=='mps')
+
+
+def test_no_sparse_figure(): assert gpu('H100').tflops==989 and gpu('A100 80GB').tflops==312 and gpu('RTX 4090').tflops==165.2 and gpu('B200').tflops==2250
+
+
+def own(tmp_path, monkeypatch, text):
+    f = tmp_path/'gpus.json'
+    f.write_text(text if isinstance(text, str) else json.dumps(text))
+    monkeypatch.setenv(hardware.OWN, str(f))
+
+
+def test_own_cards_win_and_are_read_again_when_they_change(tmp_path, monkeypatch):
+    own(tmp_path, monkeypatch, dict(gpus=[dict(name='t4', usable_gib=14, also=['Colab'])]))
+    assert gpu('T4').memory==14*GiB and gpu('colab').tflops==65 and hardware.OWN not in gpu('colab').source
+    own(tmp_path, monkeypatch, dict(gpus=[dict(name='Lab', usable_gib=40, capability=[9, 0], date='2026-11-22')]))
+    assert gpu('lab').bf16 and gpu('lab').tflops is None and gpu('lab').source=='QLORA_NB_GPUS (2026-11-22)' and gpu('T4').memory>14*GiB
+    assert len(hardware.catalogue().rows())==len(ENTRIES)+1 and 'Lab' in str(hardware.catalogue())
+
+
+@pytest.mark.parametrize('text,say', [('[', 'not JSON'), ('[]', 'a list under'), (dict(gpus=[dict(usable_gib=4)]), 'needs a `name`'),
+    (dict(gpus=[dict(name='x', price=1)]), "Did you mean 'prices'"), (dict(gpus=[dict(name='x', tflops='9')]), 'positive number'),
+    (dict(gpus=[dict(name='x', usable_gib=True)]), 'positive number'), (dict(gpus=[dict(name='x', prices=[dict(usd=1)])]), 'has `usd`')])
+def test_a_bad_file_is_refused_in_one_line(tmp_path, monkeypatch, text, say):
+    own(tmp_path, monkeypatch, text)
+    with pytest.raises(QLoRAError, match=say) as e: gpus()
+    assert '\n' not in str(e.value)
+    monkeypatch.setenv(hardware.OWN, str(tmp_path/'none'))
+    with pytest.raises(QLoRAError, match='cannot be read'): gpus()
 
 
 def test_usable_memory_is_below_the_label():
@@ -90,7 +135,7 @@ def test_smi_reads_the_tool(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
     assert [c['name'] for c in hardware._smi()]==['Tesla T4', 'NVIDIA L4']
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    assert glance()==Device('cuda', 'Tesla T4', gpu('T4').memory, (7, 5), False, 2, 'catalogue')
+    assert glance()==replace(gpu('T4'), name='Tesla T4', count=2, source='catalogue')
     tool.write_text('#!/bin/sh\nexit 9\n')
     assert hardware._smi()==[] and glance() is None
 
