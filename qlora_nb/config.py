@@ -108,7 +108,12 @@ class Training(Section):
     eval_steps: int = Field(50, ge=1, le=10**9, description='optimizer steps between validations')
     save_steps: int = Field(500, ge=1, le=10**9, description='optimizer steps between checkpoints')
     save_minutes: float = Field(2.0, ge=0, le=10**6, description='minutes after which a checkpoint is due anyway; 0: only by steps')
-    save_total_limit: int = Field(2, ge=1, le=10**6, description='checkpoints kept; older ones are deleted')
+    save_total_limit: int = Field(2, ge=1, le=10**6, description='checkpoints kept; older ones are deleted, the best one is not')
+    load_best_model_at_end: bool = Field(False, description='end with the adapter of the lowest validation loss, not with the last one')
+    early_stopping_patience: int|None = Field(None, ge=1, le=10**6, description='end after so many validations in a row without a lower loss')
+    preflight: bool = Field(True, description='try the longest batch before step 1; nothing of it remains but the peak memory')
+    on_oom: Literal['ask', 'shrink', 'stop'] = Field('ask', description=
+        'when memory is not enough: ask ends with a checkpoint and a proposal, shrink goes on with smaller micro-batches and equal rows a step, stop just ends')
     logging_steps: int = Field(1, ge=1, le=10**9, description='optimizer steps between reported losses')
     seed: int = Field(42, ge=0, le=2**32-1, description='start of all random numbers: split, order, adapters, dropout')
     completion_only_loss: bool = Field(True, description='learn the completion alone, not the prompt')
@@ -120,10 +125,13 @@ _TrackerList = Annotated[tuple[_TRACKERS, ...], Field(min_length=1)]
 class Output(Section):
     "Where results go"
     output_dir: Name = Field('runs', description='folder in which each run gets a folder of its own')
+    mirror_dir: Name|None = Field(None, description='second place, such as a mounted Drive, to which each checkpoint is copied')
 
 class Tracking(Section):
     "Who else is told"
     report_to: Literal['none']|_TRACKERS|_TrackerList = Field('none', description='experiment trackers that get the losses as well')
+    sample_prompts: Names|None = Field(None, description='prompts that are answered now and then while training')
+    sample_steps: int = Field(50, ge=1, le=10**9, description='optimizer steps between such answers')
 
 class Hardware(Section):
     "What the plan is made for"
@@ -471,8 +479,11 @@ def _no_rows(s): return s.data.validation is None and s.data.validation_size is 
 def _nothing_to_validate(s): return s.training.eval_strategy in ('steps', 'epoch') and _no_rows(s)
 def _starts_from_weights(s): return s.lora.init_lora_weights in ('pissa', 'orthogonal') and s.quantization.bits!='none'
 
+_NO_ROWS = 'no validation rows: give data.validation or data.validation_size'
 _4BIT = 'belongs to 4-bit storage: set quantization.bits to 4, or leave this key out'
-_NEEDS = [('training.eval_strategy', 'data.validation', _nothing_to_validate, 'no validation rows: give data.validation or data.validation_size'),
+_NEEDS = [('training.eval_strategy', 'data.validation', _nothing_to_validate, _NO_ROWS),
+    ('training.early_stopping_patience', 'data.validation', lambda s: s.training.early_stopping_patience is not None and _no_rows(s), _NO_ROWS),
+    ('training.load_best_model_at_end', 'data.validation', lambda s: s.training.load_best_model_at_end and _no_rows(s), _NO_ROWS),
     ('lora.init_lora_weights', 'quantization.bits', _starts_from_weights, 'this start needs an unquantised base: set quantization.bits to none'),
     *((f'quantization.bnb_4bit_{k}', 'quantization.bits', lambda s: s.quantization.bits!=4, _4BIT) for k in ('quant_type', 'use_double_quant'))]
 
@@ -496,7 +507,7 @@ _NOTES = [('trust_remote_code', lambda s: s.trust_remote_code, 'Python code that
     ('lora.init_lora_weights', lambda s: s.lora.init_lora_weights is False, 'the adapter starts as noise: before step 1 the model is worse')]
 
 # %% ../nbs/config.ipynb #1569897a
-_ASIDE = ('output.', 'tracking.', 'hardware.', 'training.save_', 'training.logging_')
+_ASIDE = ('output.', 'tracking.', 'hardware.', 'training.save_', 'training.logging_', 'training.preflight', 'training.on_oom')
 
 def _flat(s):
     "Dotted key to value, for all keys"

@@ -135,14 +135,20 @@ class _During:
     @argument('-o', '--name', help='Bind the run to this variable and name its folder so')
     @argument('--background', action='store_true', help='Return at once; the panel gets a stop button')
     @argument('--max-steps', type=int, help='Overrule the config, e.g. for a trial')
+    @argument('--resume', nargs='?', const='', metavar='RUN', help='Go on with a run: its name or folder; the newest when left out')
+    @argument('--extend', default='', metavar='MORE', help='With --resume: steps or epochs to add, such as 30 or "1 epoch"')
+    @argument('--micro-batch', type=int, help='With --resume: rows of a pass; a step keeps its rows')
     @line_magic
     def qlora_train(self, line):
         "Train as the config says; ■ finishes the step and saves a checkpoint"
         from qlora_nb.panels import run_panel
-        from qlora_nb.trainer import new_run, start
+        from qlora_nb.trainer import new_run, old_run, start
         args = parse_line(self.qlora_train, line)
         if args is None: return
-        run = self._bind(args.name, new_run(self._needs_config(), args.name, args.max_steps))
+        if args.resume is not None: run = old_run(args.resume, self.config_cell, args.extend, args.micro_batch, self.output_dir or 'runs')
+        elif args.extend or args.micro_batch: raise QLoRAError('--extend and --micro-batch change a run that goes on: name it with --resume', key='%qlora_train', value=line)
+        else: run = new_run(self._needs_config(), args.name, args.max_steps)
+        self._bind(args.name, run)
         run.shown = True
         start(run, self.shell.user_ns, run_panel(args.background))
         return run if args.background else run.wait()
@@ -151,20 +157,45 @@ class _During:
     def qlora_stop(self, line):
         "Ask the run to end after its current step, with a checkpoint"
         run = self._run()
-        if not run.running: return print(f'{run.name} is not running: {run.status}')
+        if not run.running: return print(f'{run.name} is not running: {run.status}'+(f'. To go on: {run.next}' if run.next else ''))
         run.stop('%qlora_stop')
         print(f'{run.name} ends after this step')
 
     @line_magic
     def qlora_status(self, line):
-        "Show the run as it is now"
-        return self._run()
+        "Show the run as it is now; while it lasts, with a live panel in this cell"
+        from qlora_nb.panels import attach
+        run = self._run()
+        return attach(run) if run.running else run
 
     def _run(self):
         import sys
         t = sys.modules.get('qlora_nb.trainer')
         if t is None or t.current() is None: raise QLoRAError('nothing has been trained in this notebook yet: run %qlora_train first')
         return t.current()
+
+# %% ../nbs/magics.ipynb #9c8331fb
+class _Around:
+    def _output_dir(self): return self.output_dir or (self.config_cell.output.output_dir if self.config_cell else 'runs')
+
+    @magic_arguments()
+    @argument('names', nargs='*', help='Names or folders; all runs of the output folder when left out')
+    @argument('-o', '--name', help='Also bind the list to this variable')
+    @line_magic
+    def qlora_runs(self, line):
+        "List runs: state, losses over each other, size, what differs, and how to go on"
+        from qlora_nb.runs import runs
+        args = parse_line(self.qlora_runs, line)
+        if args is not None: return self._bind(args.name, runs(self._output_dir(), args.names))
+
+    @magic_arguments()
+    @argument('-o', '--name', help='Also bind the findings to this variable')
+    @line_magic
+    def qlora_doctor(self, line):
+        "Try what a run stands on: versions, GPU, 4-bit arithmetic, room, hub; with remedies"
+        from qlora_nb.doctor import doctor
+        args = parse_line(self.qlora_doctor, line)
+        if args is not None: return self._bind(args.name, doctor(self._output_dir()))
 
 # %% ../nbs/magics.ipynb #c136b4f1
 class _After:
@@ -197,7 +228,7 @@ class _After:
 
 # %% ../nbs/magics.ipynb #cafd1784
 @magics_class
-class QLoRA(_Before, _Planning, _During, _After, Magics):
+class QLoRA(_Before, _Planning, _During, _Around, _After, Magics):
     "Fine-tuning with QLoRA in a notebook"
     output_dir = Unicode('', help='Folder for runs; empty: `runs`').tag(config=True)
     report_to = Unicode('', help='Where metrics go: none, tensorboard, wandb, mlflow, trackio').tag(config=True)

@@ -229,7 +229,7 @@ def test_no_break_spaces_of_web_pages(): assert parse('model: demo\ndata:\n\xa0\
 
 def test_fingerprint():
     c = parse(HOUSE)
-    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('output', 'tracking', 'hardware') and not re.match(r'training\.(save|logging)_', k)}
+    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('output', 'tracking', 'hardware') and not re.match(r'training\.(save_|logging_|preflight|on_oom)', k)}
     import hashlib
     assert c.fingerprint==hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
     same = dict(zip(['output.output_dir', 'tracking.report_to', 'hardware.gpu', 'training.save_steps', 'training.save_minutes', 'training.logging_steps'], ['x', 'wandb', 'T4', 7, 1, 3]))
@@ -265,7 +265,7 @@ def test_every_field_is_documented_once():
     assert all(c.__doc__ for c in SECTIONS.values()) and len({f.description for f in FIELDS.values()})==len(FIELDS)
     html,text = docs_table()._repr_html_(),' '.join(str(docs_table()).split())
     for k,f in FIELDS.items(): assert k in html and k in text and ' '.join(f.description.split()) in text and allowed(k) in text
-    assert [r[0] for r in docs_table('output').rows]==['output.output_dir'] and docs_table('data').rows[0][1]=='required'
+    assert [r[0] for r in docs_table('output').rows]==['output.output_dir', 'output.mirror_dir'] and docs_table('data').rows[0][1]=='required'
     with pytest.raises(QLoRAError, match="Did you mean 'lora'"): docs_table('laro')
 
 def test_names_are_those_of_the_libraries():
@@ -276,7 +276,7 @@ def test_names_are_those_of_the_libraries():
     from transformers.training_args import OptimizerNames
     from trl import SFTConfig
     def names(c): return {f.name for f in dataclasses.fields(c)}
-    assert set(keys('lora'))<=names(LoraConfig) and set(keys('training'))-names(SFTConfig)=={'save_minutes'}
+    assert set(keys('lora'))<=names(LoraConfig) and set(keys('training'))-names(SFTConfig)=={'save_minutes', 'preflight', 'on_oom', 'early_stopping_patience'}
     assert set(keys('quantization'))-set(inspect.signature(BitsAndBytesConfig.__init__).parameters)=={'bits'}
     assert set(OPTIMIZERS)<={o.value for o in OptimizerNames} and set(SCHEDULES)<={s.value for s in SchedulerType}
     assert not [o for o,why in GONE.items() if why.startswith('gone from transformers') and o in names(SFTConfig)] and {'output_dir', 'report_to'}<=names(SFTConfig)
@@ -478,10 +478,12 @@ def test_an_exact_key_of_another_section_hides_no_misspelling_but_one():
 # ---- round trip
 
 def valid(key):
-    if key in ('model', 'data.train', 'data.validation', 'revision', 'data.prompt', 'data.completion', 'data.system', 'data.group', 'data.name', 'data.split', 'data.revision', 'output.output_dir', 'hardware.gpu'):
+    words = 'model revision data.train data.validation data.prompt data.completion data.system data.group data.name data.split data.revision'.split()
+    if key in (*words, 'output.output_dir', 'output.mirror_dir', 'hardware.gpu'):
         return st.text(st.characters(blacklist_categories=['Cs', 'Cc']), min_size=1, max_size=12).filter(lambda s: s.strip() and 'hf_' not in s)
     if key=='data.weights': return st.lists(st.floats(.1, 9), min_size=2, max_size=3)
     if key=='lora.target_modules': return st.one_of(st.sampled_from(['all-linear', 'attention-only']), st.lists(st.sampled_from(['q_proj', 'true', '4', 'null']), min_size=1, max_size=3))
+    if key=='tracking.sample_prompts': return st.lists(st.sampled_from(['who is it', 'true', '4', 'null']), min_size=1, max_size=3)
     if key in ('tracking.report_to', 'data.learn'): return st.one_of(st.sampled_from(choices(key)), st.lists(st.sampled_from(choices(key)[1:]), min_size=1, max_size=2))
     if choices(key): return st.sampled_from([{'true': True, 'false': False}.get(c, c) for c in choices(key)])
     low,high = [next((float(n.replace(',', '')) for w,n in re.findall(r'(at least|above|at most|below) ([\d,.]+)', allowed(key)) if w in ws), d) for ws,d in ((('at least', 'above'), 0), (('at most', 'below'), 1))]
@@ -499,7 +501,8 @@ def test_round_trip(flat):
         if a in flat: flat.pop(b, None)
     if flat.get('quantization.bits', '4')!='4': flat = {k: v for k,v in flat.items() if not k.startswith('quantization.bnb_4bit_') or k.endswith('dtype')}
     if flat.get('quantization.bits')!='none': flat.pop('lora.init_lora_weights', None)
-    if not {'data.validation', 'data.validation_size'}&set(flat): flat.pop('training.eval_strategy', None)
+    if not {'data.validation', 'data.validation_size'}&set(flat):
+        for k in ('eval_strategy', 'early_stopping_patience', 'load_best_model_at_end'): flat.pop(f'training.{k}', None)
     tree = {}
     for k,v in flat.items(): (tree.setdefault(k.rpartition('.')[0], {}) if '.' in k else tree)[k.rpartition('.')[2]] = v
     c = parse(yaml.safe_dump(tree, allow_unicode=True))

@@ -1,6 +1,7 @@
 "The magics in a real kernel: panels, errors and the ■ as a front end sees them"
-import time
+import json, os, subprocess, sys, time
 import nbformat, pytest, tiny
+from conftest import root
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -93,3 +94,62 @@ def test_in_the_background_the_kernel_answers_meanwhile(kernel, folder, tmp_path
     time.sleep(1) # a kernel drops what arrives right after an error
     assert reply(kc, send(kc, '%qlora_stop'))['status']=='ok'
     assert reply(kc, send(kc, 'run.wait()'))['status']=='ok' and stored(kc, 'run.status')=="'stopped'"
+
+# ---- ■ and the button on the kernels that people have
+
+@pytest.fixture(scope='module', params=['6.17.1', '6.31.0', '7.3.0', '7.4.0'])
+def other_kernel(request, tmp_path_factory):
+    "A kernel whose ipykernel is another one, everything else as installed; kept beside the environment for the next time"
+    at = root/'.venv-kernels'/request.param
+    if not (at/'ipykernel').is_dir():
+        subprocess.run([sys.executable, '-m', 'pip', 'install', '-qq', '--disable-pip-version-check', '--no-deps', '--target', at,
+            f'ipykernel=={request.param}', 'nest_asyncio==1.6.0'], check=True)
+    cwd = tmp_path_factory.mktemp('kernel')
+    km,kc = start_new_kernel(startup_timeout=180, cwd=str(cwd), env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(at), str(root), os.environ.get('PYTHONPATH', '')])))
+    yield request.param, km, kc, cwd
+    kc.stop_channels()
+    km.shutdown_kernel(now=True)
+
+def click(kc, button):
+    "What a front end sends when a button is pressed"
+    data = dict(method='custom', content=dict(event='click'))
+    kc.shell_channel.send(kc.session.msg('comm_msg', dict(comm_id=stored(kc, button).strip("'"), data=data)))
+
+@pytest.mark.slow
+def test_stop_on_every_kernel(other_kernel, folder):
+    version,km,kc,cwd = other_kernel
+    for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
+    assert reply(kc, send(kc, 'import ipykernel'))['status']=='ok' and stored(kc, 'ipykernel.__version__')==repr(version)
+    m = send(kc, '%qlora_train -o blocking')
+    wait_for('log', cwd, 3)
+    km.interrupt_kernel()
+    assert reply(kc, m)['status']=='ok'
+    assert stored(kc, 'blocking.status')=="'stopped'" and stored(kc, 'blocking.checkpoints')==f"['checkpoint-{stored(kc, 'blocking.step')}']"
+    assert reply(kc, send(kc, '%qlora_train -o behind --background'))['status']=='ok'
+    while int(stored(kc, 'behind.step'))<2: time.sleep(.1)
+    click(kc, 'behind.watchers[0].button.model_id')
+    assert reply(kc, send(kc, 'behind._done.wait(60)'))['status']=='ok'
+    assert stored(kc, 'behind.status')=="'stopped'" and stored(kc, 'behind.checkpoints')==f"['checkpoint-{stored(kc, 'behind.step')}']"
+
+# ---- going on, in a kernel that knows nothing of the run
+
+def test_a_fresh_kernel_goes_on_from_the_folder(kernel, folder, tmp_path):
+    km,kc = kernel
+    for c in cells(folder, 300): assert reply(kc, send(kc, c))['status']=='ok'
+    m = send(kc, '%qlora_train -o run')
+    wait_for('checkpoint', tmp_path, 0)
+    wait_for('log', tmp_path, 2)
+    km.interrupt_kernel()
+    assert reply(kc, m)['status']=='ok'
+    at = int(stored(kc, 'run.step'))
+    km.restart_kernel(now=True)
+    kc.wait_for_ready(timeout=120)
+    assert reply(kc, send(kc, '%load_ext qlora_nb'))['status']=='ok'
+    m = send(kc, '%qlora_train --resume -o again')
+    wait_for('log', tmp_path, at+6)
+    km.interrupt_kernel()
+    assert reply(kc, m)['status']=='ok' and int(stored(kc, 'again.step'))>at
+    steps = [json.loads(l)['step'] for l in events(tmp_path) if '"loss"' in l]
+    assert steps==list(range(1, len(steps)+1))
+    listed = reply(kc, send(kc, 'listed = get_ipython().run_line_magic("qlora_runs", "")'))
+    assert listed['status']=='ok' and '%qlora_train --resume run' in stored(kc, 'str(listed)')
