@@ -156,15 +156,15 @@ _rng = np.random.default_rng(0)
 _W,_A,_B,_v = _rng.normal(size=(6, 4)),_rng.normal(size=(2, 4)),_rng.normal(size=(6, 2)),_rng.normal(size=(3, 4))
 
 def _merged(f, B=_B, alpha=8, r=2): return f(_W.copy(), _A, B, alpha, r)
-new_exercise('merged', task='Write `merged(W, A, B, alpha, r)`: the one matrix that does what W and the adapter do together.',
+new_exercise('merged_weight', task='Write `merged_weight(W, A, B, alpha, r)`: the one matrix that does what W and the adapter do together.',
     properties={'shape: the shape of W': lambda f: np.shape(_merged(f))==_W.shape or f'it gave {np.shape(_merged(f))}', 'start: with B = 0 it is W': lambda f: np.allclose(_merged(f, B=0*_B), _W),
         'scale: the update grows with alpha / r': lambda f: np.allclose(_merged(f)-_W, 4*(_merged(f, alpha=2)-_W)) and np.allclose(_merged(f, alpha=4, r=4)-_W, _merged(f, alpha=2)-_W),
         'same: x W + adapter = x merged': lambda f: np.allclose(_v@_merged(f).T, _v@_W.T+4*_v@_A.T@_B.T),
         'apart: W itself is left alone': lambda f: (lambda W: (f(W, _A, _B, 8, 2), np.array_equal(W, _W))[1])(_W.copy())},
     hints=('The update is a matrix of the shape of W: which order of A and B gives it?', 'Its scale is alpha divided by r.', 'W + alpha/r*B@A'),
-    solution='def merged(W, A, B, alpha, r): return W+alpha/r*B@A',
-    mistakes={'def merged(W, A, B, alpha, r): return (W.T@B@A).T': 'shape', 'def merged(W, A, B, alpha, r): return W+alpha*B@A': 'scale', 'def merged(W, A, B, alpha, r): return alpha/r*B@A': 'start',
-        'def merged(W, A, B, alpha, r):\n    W += alpha/r*B@A\n    return W': 'apart'})
+    solution='def merged_weight(W, A, B, alpha, r): return W+alpha/r*B@A',
+    mistakes={'def merged_weight(W, A, B, alpha, r): return (W.T@B@A).T': 'shape', 'def merged_weight(W, A, B, alpha, r): return W+alpha*B@A': 'scale', 'def merged_weight(W, A, B, alpha, r): return alpha/r*B@A': 'start',
+        'def merged_weight(W, A, B, alpha, r):\n    W += alpha/r*B@A\n    return W': 'apart'})
 
 _adapters = dict(a=(_A, _B), b=(2*_A, -_B))
 def _mixed(f, names): return f(_v, _W, _adapters, names)
@@ -182,13 +182,13 @@ new_exercise('mixed', task='Write `mixed(x, W, adapters, names)`: row i of the b
         'def mixed(x, W, adapters, names): return x@W.T if names[0] is None else x@W.T+x@adapters[names[0]][0].T@adapters[names[0]][1].T': 'own',
         'def mixed(x, W, adapters, names): return np.array([x[i]@W.T+x[i]@adapters[n][0].T@adapters[n][1].T for i,n in enumerate(names) if n is not None])': 'shape'})
 
-new_exercise('lost', task='Write `lost(base, adapted, merged)`: how far the merged outputs are from the adapted ones, as a share of how far the adapter moved the base; both as the norm of a difference.',
+new_exercise('lost_share', task='Write `lost_share(base, adapted, merged)`: how far the merged outputs are from the adapted ones, as a share of how far the adapter moved the base; both as the norm of a difference.',
     properties={'exact: a perfect merge loses 0': lambda f: f(_v, _v+1, _v+1)==0, 'erased: a merge that gives the base back loses 1': lambda f: abs(f(_v, _v+1, _v)-1)<1e-12 or f'it gave {f(_v, _v+1, _v)}',
         'share: an adapter of ten times the effect loses a tenth': lambda f: abs(f(_v, _v+10, _v+9)-.1)<1e-12 or f'it gave {f(_v, _v+10, _v+9)}', 'sign: a merge that overshoots loses as much': lambda f: abs(f(_v, _v+10, _v+11)-.1)<1e-12},
     hints=('Two differences, one over the other.', '`np.linalg.norm(merged-adapted)` is the loss.', 'Divide by `np.linalg.norm(adapted-base)`.'),
-    solution='def lost(base, adapted, merged): return np.linalg.norm(merged-adapted)/np.linalg.norm(adapted-base)',
-    mistakes={'def lost(base, adapted, merged): return np.linalg.norm(merged-base)/np.linalg.norm(adapted-base)': 'exact', 'def lost(base, adapted, merged): return np.linalg.norm(merged-adapted)/np.linalg.norm(adapted)': 'erased',
-        'def lost(base, adapted, merged): return np.linalg.norm(merged-adapted)/np.sqrt(merged.size)': 'share', 'def lost(base, adapted, merged): return (adapted-merged).sum()/(adapted-base).sum()': 'sign'})
+    solution='def lost_share(base, adapted, merged): return np.linalg.norm(merged-adapted)/np.linalg.norm(adapted-base)',
+    mistakes={'def lost_share(base, adapted, merged): return np.linalg.norm(merged-base)/np.linalg.norm(adapted-base)': 'exact', 'def lost_share(base, adapted, merged): return np.linalg.norm(merged-adapted)/np.linalg.norm(adapted)': 'erased',
+        'def lost_share(base, adapted, merged): return np.linalg.norm(merged-adapted)/np.sqrt(merged.size)': 'share', 'def lost_share(base, adapted, merged): return (adapted-merged).sum()/(adapted-base).sum()': 'sign'})
 
 # %% ../nbs/exercises_practice.ipynb #190fb2e5
 new_exercise('price', task='Write `price(rows, tokens_a_row, epochs, tokens_a_second, hourly)`: what a run costs.',
