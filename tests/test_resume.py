@@ -214,6 +214,18 @@ def test_sigterm_saves_and_is_passed_on(folder, tmp_path, whole):
     assert p.wait(60)==-signal.SIGTERM and checkpoints(tmp_path/'run')
     assert final(resume(str(tmp_path/'run')))==whole
 
+def test_killed_in_the_middle(folder, tmp_path, whole):
+    text = cell(folder, tmp_path, save_steps=2)
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.trainer import train\n" \
+        f"train({text!r}, dict(rows=tiny.rows(18), held=tiny.rows(5)), name='run')"
+    p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
+    end = time.time()+120
+    while not checkpoints(tmp_path/'run') and time.time()<end: time.sleep(.005)
+    p.kill()
+    p.wait()
+    assert runs(tmp_path).records[0].state=='killed'
+    assert final(resume(str(tmp_path/'run')))==whole
+
 # ---- a second place
 
 def test_the_mirror_is_enough_to_go_on(folder, tmp_path, whole):
