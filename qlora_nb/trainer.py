@@ -545,6 +545,7 @@ def _rows(run, namespace):
     from qlora_nb.loading import load_tokenizer
     run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
     run.data = prepare(run.config, run.tokenizer, namespace | run.kept)
+    run.longest = int(max(run.data.train.kept))
     run.notes += run.data.notes
     if not run.resumed: _keep_rows(run, namespace)
 

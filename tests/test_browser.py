@@ -89,12 +89,12 @@ def test_before_training(lab):
     shutil.copy(root/'nbs'/'examples'/'quickstart.ipynb', lab.server.root/'quickstart.ipynb')
     lab.open('quickstart.ipynb')
     for i in range(4): lab.run(i)
-    expect(lab.output(1)).to_contain_text('training.learning_rate')
+    expect(lab.output(1).last).to_contain_text('training.learning_rate')
     expect(lab.output(2)).to_contain_text('SmolLM2-135M')
     expect(lab.output(3)).to_contain_text('Llama-2-7B: 6,738,415,616 parameters')
     expect(lab.output(3)).to_contain_text('107.8 GB')
     folds = lab.output(3).locator('details')
-    for key,fold in zip(('Enter', ' '), (folds.first, folds.last)):
+    for key,fold in zip(('Enter', ' '), (folds.nth(1), folds.last)):
         expect(fold).not_to_have_attribute('open', '')
         fold.locator('summary').press(key)
         expect(fold).to_have_attribute('open', '')

@@ -59,7 +59,9 @@ def test_asked_it_ends_with_the_smaller_setting_in_words(folder, tmp_path):
     assert 'Smaller: 16 rows × 2 passes a step in place of 32 × 1, 32 rows a step as before. To go on: training.per_device_train_batch_size: 16' in said[0]
 
 def test_in_the_middle_of_a_run_no_step_is_lost(folder, tmp_path):
-    said,r = capped(folder, tmp_path, 'middle', 125*2**20, when='saving', save_steps=1, preflight='false')
+    for mib in (115, 105, 95, 85, 75, 65): # how much step 1 leaves behind differs from machine to machine
+        said,r = capped(folder, tmp_path, f'middle{mib}', mib*2**20, when='saving', save_steps=1, preflight='false')
+        if r['split'][0]<32: break
     assert not said and r['status']=='finished' and r['split'][0]<32 and [s for s,_ in r['losses']]==[1, 2]
     assert any(n.startswith('not enough memory at step 2: 32 rows') for n in r['notes'])
 
