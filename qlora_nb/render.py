@@ -108,8 +108,9 @@ def html_table(
 # %% ../nbs/render.ipynb #bc6ee557
 def text_table(rows, head=(), caption:str='', num=())->str: # Lines of text
     "The same table for a terminal"
+    rows = [list(r) for r in rows]
     right = {i for r in rows for i,v in enumerate(r) if _is_num(v)}|set(num)
-    cells = [[_cell(v) for v in r] for r in ([list(head)] if head else [])+[list(r) for r in rows]]
+    cells = [[_cell(v) for v in r] for r in ([list(head)] if head else [])+rows]
     width = [max((len(r[i]) for r in cells if i<len(r)), default=0) for i in range(max(map(len, cells), default=0))]
     lines = ['  '.join(c.rjust(w) if i in right else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in cells]
     if head: lines.insert(1, '  '.join('─'*w for w in width))
