@@ -7,6 +7,7 @@ __all__ = ['PHASES', 'CATEGORIES', 'Log', 'Trace', 'trace']
 
 # %% ../nbs/trace.ipynb #f5486619
 import contextlib, math, sys, threading, time, types, weakref
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
@@ -375,8 +376,9 @@ def _loss(job, model, ids, labels):
     loss = (-out.log_probs).sum()/out.label_mask.sum().clamp(min=1) if fused else out.loss
     return loss,out if job.stack.outputs_kept else None
 
-# %% ../nbs/trace.ipynb #bc7fffcd
-def _step(job, model, opt, params, log, tr):
+# %% ../nbs/trace.ipynb #3afb0079
+def _micro(job, model, log, tr):
+    "Forward and backward pass of one micro-batch"
     import torch
     log.mark('forward', 'start')
     ids = tr.see(torch.zeros((job.batch, job.length), dtype=torch.long), 'batch')
@@ -385,12 +387,19 @@ def _step(job, model, opt, params, log, tr):
         loss,out = _loss(job, model, ids, labels)
     log.mark('backward', 'head')
     torch.autograd.backward(loss)
+    return ids,labels,loss,out
+
+def _step(job, model, opt, params, log, tr):
+    import torch
+    for _ in range(min(job.accumulation, 2)):
+        kept = None
+        kept = _micro(job, model, log, tr)
     log.mark('optimizer', 'clip')
     if job.stack.loop=='trainer': torch.nn.utils.clip_grad_norm_(params, 1., foreach=job.device=='cuda' or None)
     log.mark('optimizer', 'step')
     opt.step()
     opt.zero_grad()
-    del loss,out
+    del kept
 
 def _watch(job, base, params, log, tr):
     "Mark where layers begin, in both directions, and name checkpoints and gradients"
@@ -480,29 +489,35 @@ def _extrapolate(two, three, layers):
 _MIB = 2**20
 
 class _Pool:
-    "Free and used blocks of one pool; a block is `[size, segment, offset]`"
-    def __init__(self, small): self.small,self.free,self.reserved = small,[],0
-    def take(self, n):
-        fits = [b for b in self.free if b[0]>=n]
-        if fits:
-            b = min(fits, key=lambda b: (b[0], b[1], b[2]))
-            self.free.remove(b)
-        else:
-            size = 2*_MIB if self.small else 20*_MIB if n<10*_MIB else _up(n, 2*_MIB)
-            b = [size, self.reserved, 0]
-            self.reserved += size
-        rest = b[0]-n
-        if rest>=512 if self.small else rest>_MIB:
-            self.free.append([rest, b[1], b[2]+n])
-            b = [n, b[1], b[2]]
+    "Blocks of one pool; a block is `(size, segment, offset)`"
+    def __init__(self, small): self.small,self.free,self.starts,self.ends,self.reserved = small,[],{},{},0
+    def _add(self, b):
+        insort(self.free, b)
+        self.starts[b[1], b[2]] = self.ends[b[1], b[2]+b[0]] = b
+
+    def _remove(self, b):
+        del self.free[bisect_left(self.free, b)],self.starts[b[1], b[2]],self.ends[b[1], b[2]+b[0]]
         return b
 
-    def give(self, b):
-        for other in [f for f in self.free if f[1]==b[1] and (f[2]+f[0]==b[2] or b[2]+b[0]==f[2])]:
-            self.free.remove(other)
-            b = [b[0]+other[0], b[1], min(b[2], other[2])]
-        self.free.append(b)
+    def take(self, n):
+        i = bisect_left(self.free, (n,))
+        if i<len(self.free): size,segment,offset = self._remove(self.free[i])
+        else:
+            size,segment,offset = 2*_MIB if self.small else 20*_MIB if n<10*_MIB else _up(n, 2*_MIB),self.reserved,0
+            self.reserved += size
+        rest = size-n
+        if not (rest>=512 if self.small else rest>_MIB): return size,segment,offset
+        self._add((rest, segment, offset+n))
+        return n,segment,offset
 
+    def give(self, b):
+        size,segment,offset = b
+        before,after = self.ends.get((segment, offset)),self.starts.get((segment, offset+size))
+        for b in (before, after):
+            if b: size += self._remove(b)[0]
+        self._add((size, segment, before[2] if before else offset))
+
+# %% ../nbs/trace.ipynb #378effbf
 def _replay(log):
     "Largest reserved bytes of a log, and the largest bytes in blocks handed out"
     pools,held,used,peak = (_Pool(True), _Pool(False)),{},0,0
@@ -598,12 +613,15 @@ def _checked(job, layers):
 
 def _notes(job):
     if job.device!='cuda': return ()
-    out = ['Rows are equally long: padding would add an attention mask.']
+    out = ['Rows are equally long: padding would add an attention mask.', 'Reserved: the low end replays the allocator, the high end is what it comes to if no freed block '
+        'ever fits a tensor of another size.']
     if job.attention=='sdpa' and job.stack.kernel=='auto' and job.capability<(8, 0) and job.arch.num_key_value_heads!=job.arch.num_attention_heads:
         out.append('This card has no fused attention for heads that share keys, so PyTorch builds all attention weights.')
     return tuple(out)
 
 # %% ../nbs/trace.ipynb #9df3ee41
+_LOCK = threading.Lock()
+
 def trace(
     job:Job, # What one step computes
     layers:str='two' # `two`: run two and three layers and extrapolate; `all`: run every layer
@@ -612,7 +630,7 @@ def trace(
     from qlora_nb.loading import quiet
     _checked(job, layers)
     start,n = time.perf_counter(),job.arch.num_hidden_layers
-    with quiet():
+    with _LOCK, quiet():
         some = layers=='two' and n>3
         logs = [_run(job, k) for k in ((2, 3) if some else (n,))]
     parts = [_parts(log, k) for log,k in zip(logs, (2, 3) if some else (n,))]
