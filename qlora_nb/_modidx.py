@@ -632,6 +632,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qlora_nb.trace._Pool.take': ('trace.html#_pool.take', 'qlora_nb/trace.py'),
                                 'qlora_nb.trace._adapted': ('trace.html#_adapted', 'qlora_nb/trace.py'),
                                 'qlora_nb.trace._again': ('trace.html#_again', 'qlora_nb/trace.py'),
+                                'qlora_nb.trace._attend': ('trace.html#_attend', 'qlora_nb/trace.py'),
                                 'qlora_nb.trace._attention': ('trace.html#_attention', 'qlora_nb/trace.py'),
                                 'qlora_nb.trace._autocast_answered': ('trace.html#_autocast_answered', 'qlora_nb/trace.py'),
                                 'qlora_nb.trace._base': ('trace.html#_base', 'qlora_nb/trace.py'),

@@ -22,9 +22,11 @@ CATEGORIES = ('base weights', 'quantisation constants', 'embeddings, norms, head
     'checkpointed hidden states', 'layer activations', 'logits and loss', 'workspace', 'batch')
 _OUTSIDE = ('paged', 'host')
 
+def _up(n, k): return -(-n//k)*k
+
 class Log:
     "Storages that came and went, in order"
-    def __init__(self): self.blocks,self.events,self.segments = [],[],[]
+    def __init__(self, rounding=512): self.rounding,self.blocks,self.events,self.segments = rounding,[],[],[]
     def mark(self, phase, part='', layer=None):
         "From here on it is this part of the step"
         if not self.segments or self.segments[-1]!=(phase, part, layer): self.segments.append((phase, part, layer))
@@ -32,7 +34,7 @@ class Log:
     def alloc(self, nbytes, category=''):
         phase,part,_ = self.segments[-1]
         usual = 'logits and loss' if part=='head' else 'workspace' if phase=='optimizer' else 'layer activations'
-        self.blocks.append([-(-nbytes//512)*512, category or usual])
+        self.blocks.append([_up(nbytes, self.rounding), category or usual])
         self.events.append((len(self.blocks)-1, 1, len(self.segments)-1))
         return len(self.blocks)-1
 
@@ -126,8 +128,6 @@ def _rules(job):
     return out if job.device!='cuda' else {**out, aten._softmax_backward_data.default: _softmax_backward(aten), **_int8_ops(torch, bnb)}
 
 # %% ../nbs/trace.ipynb #b89a4c68
-def _up(n, k): return -(-n//k)*k
-
 def _kernel(tr):
     import torch
     class Kernel(torch.autograd.Function):
@@ -176,18 +176,23 @@ def _half_softmax(x, dim=None, dtype=None):
     import torch
     return torch._softmax(x, dim, True) if x.dtype==torch.float16 and dtype==torch.float32 else torch.softmax(x, dim, dtype=dtype)
 
+def _attend(job, model, tr, known):
+    "The attention function of a job"
+    if job.device!='cuda': return known['sdpa']
+    if job.attention!='eager': return _fused_attention(job, tr)
+    import torch
+    F = types.SimpleNamespace(softmax=_half_softmax, dropout=torch.nn.functional.dropout)
+    return _again(sys.modules[type(model).__module__].eager_attention_forward, nn=types.SimpleNamespace(functional=F))
+
 @contextlib.contextmanager
 def _attention(job, model, tr):
-    if job.device!='cuda':
-        yield
-        return
-    import torch
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known
     name,eager = f'qlora_nb_{threading.get_ident()}',job.attention=='eager'
-    F = types.SimpleNamespace(softmax=_half_softmax, dropout=torch.nn.functional.dropout)
-    own = sys.modules[type(model).__module__].eager_attention_forward if eager else None
-    known.register(name, _again(own, nn=types.SimpleNamespace(functional=F)) if eager else _fused_attention(job, tr))
+    if eager and job.device!='cuda':
+        yield
+        return
+    known.register(name, _attend(job, model, tr, known))
     masks.register(name, masks['eager'] if eager else lambda *args, **kw: None)
     model.config._attn_implementation = name
     try: yield
@@ -322,11 +327,10 @@ def _optimizer(job, params, tr):
     if o=='adafactor':
         from transformers.optimization import Adafactor
         return Adafactor(params, lr=1e-4, scale_parameter=False, relative_step=False)
-    kind = o.removeprefix('paged_').split('_')[0]
-    if kind not in _BNB: raise QLoRAError(f"no optimizer {o!r} can be traced; there are {', '.join(_OPTIMS)}.", key='training.optim', value=o, suggestion=nearest(o, _OPTIMS))
     import bitsandbytes as bnb
     from torch._subclasses.fake_tensor import unset_fake_temporarily
-    with unset_fake_temporarily(): opt = getattr(bnb.optim, _BNB[kind])(params, optim_bits=8 if o.endswith('8bit') else 32, is_paged=o.startswith('paged_'))
+    kind = _BNB[o.removeprefix('paged_').split('_')[0]]
+    with unset_fake_temporarily(): opt = getattr(bnb.optim, kind)(params, optim_bits=8 if o.endswith('8bit') else 32, is_paged=o.startswith('paged_'))
     def buffer(p, dtype=torch.float32): return tr.see(torch.zeros_like(p, dtype=dtype), 'paged' if cuda and opt.is_paged and p.numel()>=1e5 else '')
     opt.get_state_buffer,opt.prefetch_state = buffer,lambda p: None
     return opt
@@ -431,7 +435,7 @@ def _checkpoint(job, base):
 def _run(job, layers)->Log:
     "Two steps with this many layers"
     from torch._subclasses.fake_tensor import FakeTensorMode
-    log = Log()
+    log = Log(512 if job.device=='cuda' else 1)
     tr,base = _tracker(log, _rules(job)),_base(job, layers)
     model = _adapted(job, base)
     if job.device=='cuda': _cuda_layers(model)
@@ -606,14 +610,16 @@ def _checked(job, layers):
     if job.use_dora: raise QLoRAError('DoRA cannot be traced yet, since PEFT sets its magnitudes from real weights; the formula prices it', key='lora.use_dora', value=True)
     if job.stack.inputs_kept: raise QLoRAError('4-bit layers that keep their inputs, as in bitsandbytes of 2023, are not installed and cannot be traced', key='stack.inputs_kept')
     if job.method=='full' and loss=='learned': raise QLoRAError('the loss of learned positions trains adapters, not the whole model', key='stack.loss', value=loss)
+    if job.optim not in _OPTIMS: raise QLoRAError(f"no optimizer {job.optim!r} can be traced; there are {', '.join(_OPTIMS)}.", key='training.optim', value=job.optim, suggestion=nearest(job.optim, _OPTIMS))
     if layers not in ('two', 'all'): raise QLoRAError('layers is `two` (extrapolate) or `all`.', value=layers, suggestion=nearest(str(layers), ('two', 'all')))
     for k in ('batch', 'length', 'r'):
         if getattr(job, k)<1: raise QLoRAError(f'{k} of a job is at least 1', key=k, value=getattr(job, k))
     if job.device=='cpu' and job.attention=='flash_attention_2': raise QLoRAError('flash_attention_2 runs on a GPU only', key='attention', value=job.attention)
 
 def _notes(job):
-    if job.device!='cuda': return ()
-    out = ['Rows are equally long: padding would add an attention mask.', 'Reserved: the low end replays the allocator, the high end is what it comes to if no freed block '
+    out = ['Rows are equally long: padding would add an attention mask.']
+    if job.device!='cuda': return tuple(out)
+    out += ['Reserved: the low end replays the allocator, the high end is what it comes to if no freed block '
         'ever fits a tensor of another size.']
     if job.attention=='sdpa' and job.stack.kernel=='auto' and job.capability<(8, 0) and job.arch.num_key_value_heads!=job.arch.num_attention_heads:
         out.append('This card has no fused attention for heads that share keys, so PyTorch builds all attention weights.')
