@@ -9,7 +9,6 @@ a peak. It is held against `trace(job, layers='all')`. Where they differ, the bl
 Exit status 0 if no difference is above the limit."""
 import argparse, contextlib, gc, shutil, sys, tempfile, types, warnings
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,20 +29,20 @@ def cut(name, layers):
     return from_config({**find(name).config, 'num_hidden_layers': layers}, f'{name}, {layers} layers')
 
 def configs():
-    demo,llama = find('demo'),cut('Llama-2-7B', 2)
-    yield 'demo, %qlora_train', Job(demo, batch=4, length=128, r=16, attention='eager', stack=OWN, **CPU)
-    yield 'demo, %qlora_train, half of the tokens learned', Job(demo, batch=4, length=128, r=16, attention='eager', learned=.5, stack=OWN, **CPU)
-    yield 'demo, %qlora_train, packed rows', Job(demo, batch=1, length=1024, r=16, stack=OWN, **CPU)
-    yield 'demo, %qlora_train, 4 micro-batches', Job(demo, batch=2, length=256, r=16, accumulation=4, attention='eager', stack=OWN, **CPU)
-    yield 'demo, TRL', Job(demo, batch=2, length=256, r=8, stack=TRL, **CPU)
-    yield 'demo, TRL, no checkpointing, r 64', Job(demo, batch=2, length=256, r=64, checkpointing=False, stack=TRL, **CPU)
-    yield 'demo, raw loop, r 128', Job(demo, batch=2, length=256, r=128, stack=RAW, **CPU)
-    yield 'demo, raw loop, no checkpointing', Job(demo, batch=2, length=256, r=16, checkpointing=False, attention='eager', stack=RAW, **CPU)
-    yield 'demo, raw loop, 8 bits', Job(demo, quant='int8', batch=2, length=128, r=16, stack=RAW, **CPU)
-    yield 'Llama-2-7B cut, TRL', Job(llama, batch=1, length=64, r=16, stack=TRL, **CPU)
-    yield 'Llama-2-7B cut, raw loop, r 64', Job(llama, batch=1, length=128, r=64, double_quant=False, stack=RAW, **CPU)
-    yield 'Llama-2-7B cut, %qlora_train, r 128', Job(llama, batch=2, length=64, r=128, attention='eager', checkpointing=False, stack=OWN, **CPU)
-    yield 'Llama-2-7B cut, TRL, 8 bits', Job(llama, quant='int8', batch=1, length=64, r=8, stack=TRL, **CPU)
+    demo,short,llama = find('demo'),cut('demo', 6),cut('Llama-2-7B', 2)
+    yield 'demo, %qlora_train', Job(demo, batch=2, length=128, attention='eager', stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, half of the tokens learned', Job(short, batch=4, length=128, attention='eager', learned=64/127, stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, packed rows', Job(short, batch=1, length=1024, stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, 2 micro-batches', Job(short, batch=2, length=128, accumulation=2, attention='eager', stack=OWN, **CPU)
+    yield 'demo, 6 layers, TRL, r 8', Job(short, batch=2, length=256, r=8, stack=TRL, **CPU)
+    yield 'demo, 6 layers, TRL, no checkpointing, r 64', Job(short, batch=2, length=256, r=64, checkpointing=False, stack=TRL, **CPU)
+    yield 'demo, 6 layers, raw loop, r 128', Job(short, batch=2, length=256, r=128, stack=RAW, **CPU)
+    yield 'demo, 6 layers, raw loop, no checkpointing', Job(short, batch=2, length=256, checkpointing=False, attention='eager', stack=RAW, **CPU)
+    yield 'demo, 6 layers, raw loop, 8 bits', Job(short, quant='int8', batch=2, length=128, stack=RAW, **CPU)
+    yield 'Llama-2-7B, 2 layers, TRL', Job(llama, batch=1, length=64, stack=TRL, **CPU)
+    yield 'Llama-2-7B, 2 layers, raw loop, r 64, no double quantisation', Job(llama, batch=1, length=128, r=64, double_quant=False, stack=RAW, **CPU)
+    yield 'Llama-2-7B, 2 layers, %qlora_train, no checkpointing, r 128', Job(llama, batch=2, length=64, r=128, attention='eager', checkpointing=False, stack=OWN, **CPU)
+    yield 'Llama-2-7B, 2 layers, TRL, 8 bits, r 8', Job(llama, quant='int8', batch=1, length=64, r=8, stack=TRL, **CPU)
 
 # A model on disk, loaded as a user would
 
@@ -68,11 +67,11 @@ def loaded(job, where):
 def lora_of(job): return types.SimpleNamespace(target_modules=job.target_modules, r=job.r, lora_alpha=2*job.r, lora_dropout=job.lora_dropout, use_rslora=False,
     use_dora=False, init_lora_weights=True)
 
-def rows(job): # Two steps' worth; the trace expects `learned` of the positions that have a next token
-    n,k = job.length-1,job.batch*job.accumulation*2
-    kept = [round(n*job.learned*(i+1))-round(n*job.learned*i) for i in range(k)]
-    ids = [[5+(7*i+j)%1000 for j in range(job.length)] for i in range(k)]
-    return [dict(input_ids=x, labels=[-100]*(job.length-c)+x[job.length-c:]) for x,c in zip(ids, kept)]
+def rows(job): # Two steps' worth
+    "Rows of `length` tokens; of those with a next token, the last ones are learned"
+    kept = round((job.length-1)*job.learned)
+    ids = [[5+(7*i+j)%1000 for j in range(job.length)] for i in range(job.batch*job.accumulation*2)]
+    return [dict(input_ids=x, labels=[-100]*(job.length-kept)+x[job.length-kept:]) for x in ids]
 
 # Two steps, the second one marked
 

@@ -165,7 +165,8 @@ def _fused_attention(job, tr):
         if kind=='flash' and q.dtype==torch.float32: q,k,v = (t.to(getattr(torch, job.stack.autocast or job.dtype)) for t in (q, k, v))
         if kind=='efficient' and k.shape[1]!=q.shape[1]: k,v = (t.repeat_interleave(q.shape[1]//k.shape[1], 1) for t in (k, v))
         if kind!='math': return kernel.apply(q, k, v, kind=='flash').transpose(1, 2).contiguous(),None
-        out = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0., True, None, scale=scaling, enable_gqa=k.shape[1]!=q.shape[1])[0]
+        with torch.autocast('cpu', enabled=False):
+            out = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0., True, None, scale=scaling, enable_gqa=k.shape[1]!=q.shape[1])[0]
         return out.transpose(1, 2).contiguous(),None
     return attend
 
@@ -176,7 +177,8 @@ def _half_softmax(x, dim=None, dtype=None):
     import torch
     return torch._softmax(x, dim, True) if x.dtype==torch.float16 and dtype==torch.float32 else torch.softmax(x, dim, dtype=dtype)
 
-def _attend(job, model, tr, known):
+# %% ../nbs/trace.ipynb #36a97c43
+def _attention_of(job, model, tr, known):
     "The attention function of a job"
     if job.device!='cuda': return known['sdpa']
     if job.attention!='eager': return _fused_attention(job, tr)
@@ -192,7 +194,7 @@ def _attention(job, model, tr):
     if eager and job.device!='cuda':
         yield
         return
-    known.register(name, _attend(job, model, tr, known))
+    known.register(name, _attention_of(job, model, tr, known))
     masks.register(name, masks['eager'] if eager else lambda *args, **kw: None)
     model.config._attn_implementation = name
     try: yield
@@ -355,14 +357,17 @@ def _fused_head(job, base):
     _again(u.add_fused_lm_head, _use_triton=lambda device: True, _ChunkedLogProbFunction=head)(base, outputs=_OUTPUTS)
 
 def _shifted(job, model, ids, labels):
-    "The loss of transformers 4, which copies the logits to shift them; Granite's class had replaced them by float32 before"
+    "The loss of transformers 4, inside the model's forward, where the hidden states live; it copies the logits to shift them"
     import torch
+    hidden = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
     logits = model(input_ids=ids).logits
+    hook.remove()
     if job.arch.model_type=='granite': logits = logits.float()
     whole = logits.float()
     shifted = whole[..., :-1, :].contiguous()
     loss = torch.nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[..., 1:].reshape(-1))
-    del whole,shifted
+    del whole,shifted,hidden
     if job.stack.autocast and job.stack.loop=='trainer': logits = logits.float()
     return loss,logits if job.stack.outputs_kept else None
 
