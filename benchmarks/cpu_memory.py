@@ -2,7 +2,7 @@
 
 A model of random weights is saved, loaded through transformers and bitsandbytes, and trained for two steps, by TRL's `SFTTrainer`, by `%qlora_train`'s trainer, or by
 a loop of one's own. PyTorch's profiler writes down each allocation and each release; their running sum in the second step, on top of what was there before, has
-a peak. It is held against `trace(job, layers='all')`. Where they differ, the blocks that are alive at one peak only are named.
+a peak. It is held against the largest phase of `trace(job, layers='all')`, loading aside, which comes before the steps. Where they differ, the blocks that are alive at one peak only are named.
 
     python benchmarks/cpu_memory.py [--only TEXT] [--explain]
 
@@ -196,7 +196,7 @@ def main(argv=None): # → exit status
             with quiet(), warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 measured,theirs = real(job, where)
-            t = trace(job, layers='all').tensors
+            t = max(b for phase,b in trace(job, layers='all').phases.items() if phase!='load')
             off = t/measured-1
             worst = max(worst, abs(off))
             table.append((name, f'{job.batch} × {job.length}', fmt_bytes(t), fmt_bytes(measured), f'{t-measured:+,}', f'{off:+.2%}'))

@@ -28,12 +28,12 @@ def test_components(job):
 
 def slow(**changes): return pytest.param(changes, marks=pytest.mark.slow)
 
-@pytest.mark.parametrize('changes', [{}, slow(checkpointing=False), dict(stack=stack(), accumulation=4), slow(method='full', attention='eager')],
-    ids=['raw', 'no checkpoints', 'trl, accumulated', 'full'])
+@pytest.mark.parametrize('changes', [{}, slow(checkpointing=False), slow(stack=stack(), accumulation=4), slow(method='full', attention='eager')],
+    ids=['raw', 'no checkpoints', 'accumulated', 'full'])
 def test_extrapolation(changes):
-    job = replace(JOB, arch=arch(num_hidden_layers=6), **changes)
+    job = replace(JOB, arch=arch(num_hidden_layers=4), **changes)
     two,full = trace(job),trace(job, 'all')
-    assert two.layers==3 and full.layers==6
+    assert two.layers==3 and full.layers==4
     assert two.tensors==pytest.approx(full.tensors, rel=.001)
     for p in two.phases: assert two.phases[p]==pytest.approx(full.phases[p], rel=.001)
 
@@ -48,10 +48,9 @@ def test_accumulation():
     assert trained>few.components['gradients'] and 0<many.phases['forward']-few.phases['forward']<=trained
 
 def test_plain_attention():
-    "PyTorch's plain attention computes 16-bit inputs in float32: 4 heads × 256 × 256 tokens × 4 bytes, the softmax and three more tables going backward"
-    job = replace(JOB, stack=stack(loss='learned', kernel='math'), learned=.1, length=256)
-    tables = 4*2*4*256*256*4
-    assert tables<trace(job).tensors-trace(replace(job, stack=replace(job.stack, kernel='flash'))).tensors<1.5*tables
+    "PyTorch's plain attention computes 16-bit inputs in float32; going backward the softmax and two more tables are there, and one in the kernel"
+    t = trace(replace(JOB, stack=stack(loss='learned', kernel='math'), learned=.1, length=256))
+    assert t.binding=='backward' and t.components['layer activations']>3*(2*4*256*256*4)
 
 @pytest.mark.parametrize('changes', [dict(quant='int8'), dict(quant='fp4', double_quant=False), dict(lora_dropout=.1), dict(device='cpu'),
     dict(optim='adamw_8bit'), dict(optim='paged_adamw_32bit'), dict(optim='adafactor'), dict(stack=stack('raw', use_reentrant=True)),
