@@ -37,6 +37,7 @@ def test_extrapolation(changes):
     assert two.tensors==pytest.approx(full.tensors, rel=.001)
     for p in two.phases: assert two.phases[p]==pytest.approx(full.phases[p], rel=.001)
 
+@pytest.mark.slow
 def test_stacks_differ():
     base = peak()
     assert peak(stack=stack('raw', outputs_kept=False))<base<peak(checkpointing=False)
