@@ -7,6 +7,7 @@ __all__ = ['PHASES', 'CATEGORIES', 'Log', 'Trace', 'trace']
 
 # %% ../nbs/trace.ipynb #f5486619
 import contextlib, math, sys, threading, time, types, weakref
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
@@ -21,9 +22,11 @@ CATEGORIES = ('base weights', 'quantisation constants', 'embeddings, norms, head
     'checkpointed hidden states', 'layer activations', 'logits and loss', 'workspace', 'batch')
 _OUTSIDE = ('paged', 'host')
 
+def _up(n, k): return -(-n//k)*k
+
 class Log:
     "Storages that came and went, in order"
-    def __init__(self): self.blocks,self.events,self.segments = [],[],[]
+    def __init__(self, rounding=512): self.rounding,self.blocks,self.events,self.segments = rounding,[],[],[]
     def mark(self, phase, part='', layer=None):
         "From here on it is this part of the step"
         if not self.segments or self.segments[-1]!=(phase, part, layer): self.segments.append((phase, part, layer))
@@ -31,7 +34,7 @@ class Log:
     def alloc(self, nbytes, category=''):
         phase,part,_ = self.segments[-1]
         usual = 'logits and loss' if part=='head' else 'workspace' if phase=='optimizer' else 'layer activations'
-        self.blocks.append([-(-nbytes//512)*512, category or usual])
+        self.blocks.append([_up(nbytes, self.rounding), category or usual])
         self.events.append((len(self.blocks)-1, 1, len(self.segments)-1))
         return len(self.blocks)-1
 
@@ -125,8 +128,6 @@ def _rules(job):
     return out if job.device!='cuda' else {**out, aten._softmax_backward_data.default: _softmax_backward(aten), **_int8_ops(torch, bnb)}
 
 # %% ../nbs/trace.ipynb #b89a4c68
-def _up(n, k): return -(-n//k)*k
-
 def _kernel(tr):
     import torch
     class Kernel(torch.autograd.Function):
@@ -164,7 +165,8 @@ def _fused_attention(job, tr):
         if kind=='flash' and q.dtype==torch.float32: q,k,v = (t.to(getattr(torch, job.stack.autocast or job.dtype)) for t in (q, k, v))
         if kind=='efficient' and k.shape[1]!=q.shape[1]: k,v = (t.repeat_interleave(q.shape[1]//k.shape[1], 1) for t in (k, v))
         if kind!='math': return kernel.apply(q, k, v, kind=='flash').transpose(1, 2).contiguous(),None
-        out = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0., True, None, scale=scaling, enable_gqa=k.shape[1]!=q.shape[1])[0]
+        with torch.autocast('cpu', enabled=False):
+            out = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0., True, None, scale=scaling, enable_gqa=k.shape[1]!=q.shape[1])[0]
         return out.transpose(1, 2).contiguous(),None
     return attend
 
@@ -175,18 +177,24 @@ def _half_softmax(x, dim=None, dtype=None):
     import torch
     return torch._softmax(x, dim, True) if x.dtype==torch.float16 and dtype==torch.float32 else torch.softmax(x, dim, dtype=dtype)
 
+# %% ../nbs/trace.ipynb #36a97c43
+def _attention_of(job, model, tr, known):
+    "The attention function of a job"
+    if job.device!='cuda': return known['sdpa']
+    if job.attention!='eager': return _fused_attention(job, tr)
+    import torch
+    F = types.SimpleNamespace(softmax=_half_softmax, dropout=torch.nn.functional.dropout)
+    return _again(sys.modules[type(model).__module__].eager_attention_forward, nn=types.SimpleNamespace(functional=F))
+
 @contextlib.contextmanager
 def _attention(job, model, tr):
-    if job.device!='cuda':
-        yield
-        return
-    import torch
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known
     name,eager = f'qlora_nb_{threading.get_ident()}',job.attention=='eager'
-    F = types.SimpleNamespace(softmax=_half_softmax, dropout=torch.nn.functional.dropout)
-    own = sys.modules[type(model).__module__].eager_attention_forward if eager else None
-    known.register(name, _again(own, nn=types.SimpleNamespace(functional=F)) if eager else _fused_attention(job, tr))
+    if eager and job.device!='cuda':
+        yield
+        return
+    known.register(name, _attention_of(job, model, tr, known))
     masks.register(name, masks['eager'] if eager else lambda *args, **kw: None)
     model.config._attn_implementation = name
     try: yield
@@ -321,11 +329,10 @@ def _optimizer(job, params, tr):
     if o=='adafactor':
         from transformers.optimization import Adafactor
         return Adafactor(params, lr=1e-4, scale_parameter=False, relative_step=False)
-    kind = o.removeprefix('paged_').split('_')[0]
-    if kind not in _BNB: raise QLoRAError(f"no optimizer {o!r} can be traced; there are {', '.join(_OPTIMS)}.", key='training.optim', value=o, suggestion=nearest(o, _OPTIMS))
     import bitsandbytes as bnb
     from torch._subclasses.fake_tensor import unset_fake_temporarily
-    with unset_fake_temporarily(): opt = getattr(bnb.optim, _BNB[kind])(params, optim_bits=8 if o.endswith('8bit') else 32, is_paged=o.startswith('paged_'))
+    kind = _BNB[o.removeprefix('paged_').split('_')[0]]
+    with unset_fake_temporarily(): opt = getattr(bnb.optim, kind)(params, optim_bits=8 if o.endswith('8bit') else 32, is_paged=o.startswith('paged_'))
     def buffer(p, dtype=torch.float32): return tr.see(torch.zeros_like(p, dtype=dtype), 'paged' if cuda and opt.is_paged and p.numel()>=1e5 else '')
     opt.get_state_buffer,opt.prefetch_state = buffer,lambda p: None
     return opt
@@ -350,14 +357,17 @@ def _fused_head(job, base):
     _again(u.add_fused_lm_head, _use_triton=lambda device: True, _ChunkedLogProbFunction=head)(base, outputs=_OUTPUTS)
 
 def _shifted(job, model, ids, labels):
-    "The loss of transformers 4, which copies the logits to shift them; Granite's class had replaced them by float32 before"
+    "The loss of transformers 4, inside the model's forward, where the hidden states live; it copies the logits to shift them"
     import torch
+    hidden = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
     logits = model(input_ids=ids).logits
+    hook.remove()
     if job.arch.model_type=='granite': logits = logits.float()
     whole = logits.float()
     shifted = whole[..., :-1, :].contiguous()
     loss = torch.nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[..., 1:].reshape(-1))
-    del whole,shifted
+    del whole,shifted,hidden
     if job.stack.autocast and job.stack.loop=='trainer': logits = logits.float()
     return loss,logits if job.stack.outputs_kept else None
 
@@ -375,8 +385,9 @@ def _loss(job, model, ids, labels):
     loss = (-out.log_probs).sum()/out.label_mask.sum().clamp(min=1) if fused else out.loss
     return loss,out if job.stack.outputs_kept else None
 
-# %% ../nbs/trace.ipynb #bc7fffcd
-def _step(job, model, opt, params, log, tr):
+# %% ../nbs/trace.ipynb #3afb0079
+def _micro(job, model, log, tr):
+    "Forward and backward pass of one micro-batch"
     import torch
     log.mark('forward', 'start')
     ids = tr.see(torch.zeros((job.batch, job.length), dtype=torch.long), 'batch')
@@ -385,12 +396,19 @@ def _step(job, model, opt, params, log, tr):
         loss,out = _loss(job, model, ids, labels)
     log.mark('backward', 'head')
     torch.autograd.backward(loss)
+    return ids,labels,loss,out
+
+def _step(job, model, opt, params, log, tr):
+    import torch
+    for _ in range(min(job.accumulation, 2)):
+        kept = None
+        kept = _micro(job, model, log, tr)
     log.mark('optimizer', 'clip')
     if job.stack.loop=='trainer': torch.nn.utils.clip_grad_norm_(params, 1., foreach=job.device=='cuda' or None)
     log.mark('optimizer', 'step')
     opt.step()
     opt.zero_grad()
-    del loss,out
+    del kept
 
 def _watch(job, base, params, log, tr):
     "Mark where layers begin, in both directions, and name checkpoints and gradients"
@@ -422,7 +440,7 @@ def _checkpoint(job, base):
 def _run(job, layers)->Log:
     "Two steps with this many layers"
     from torch._subclasses.fake_tensor import FakeTensorMode
-    log = Log()
+    log = Log(512 if job.device=='cuda' else 1)
     tr,base = _tracker(log, _rules(job)),_base(job, layers)
     model = _adapted(job, base)
     if job.device=='cuda': _cuda_layers(model)
@@ -480,29 +498,35 @@ def _extrapolate(two, three, layers):
 _MIB = 2**20
 
 class _Pool:
-    "Free and used blocks of one pool; a block is `[size, segment, offset]`"
-    def __init__(self, small): self.small,self.free,self.reserved = small,[],0
-    def take(self, n):
-        fits = [b for b in self.free if b[0]>=n]
-        if fits:
-            b = min(fits, key=lambda b: (b[0], b[1], b[2]))
-            self.free.remove(b)
-        else:
-            size = 2*_MIB if self.small else 20*_MIB if n<10*_MIB else _up(n, 2*_MIB)
-            b = [size, self.reserved, 0]
-            self.reserved += size
-        rest = b[0]-n
-        if rest>=512 if self.small else rest>_MIB:
-            self.free.append([rest, b[1], b[2]+n])
-            b = [n, b[1], b[2]]
+    "Blocks of one pool; a block is `(size, segment, offset)`"
+    def __init__(self, small): self.small,self.free,self.starts,self.ends,self.reserved = small,[],{},{},0
+    def _add(self, b):
+        insort(self.free, b)
+        self.starts[b[1], b[2]] = self.ends[b[1], b[2]+b[0]] = b
+
+    def _remove(self, b):
+        del self.free[bisect_left(self.free, b)],self.starts[b[1], b[2]],self.ends[b[1], b[2]+b[0]]
         return b
 
-    def give(self, b):
-        for other in [f for f in self.free if f[1]==b[1] and (f[2]+f[0]==b[2] or b[2]+b[0]==f[2])]:
-            self.free.remove(other)
-            b = [b[0]+other[0], b[1], min(b[2], other[2])]
-        self.free.append(b)
+    def take(self, n):
+        i = bisect_left(self.free, (n,))
+        if i<len(self.free): size,segment,offset = self._remove(self.free[i])
+        else:
+            size,segment,offset = 2*_MIB if self.small else 20*_MIB if n<10*_MIB else _up(n, 2*_MIB),self.reserved,0
+            self.reserved += size
+        rest = size-n
+        if not (rest>=512 if self.small else rest>_MIB): return size,segment,offset
+        self._add((rest, segment, offset+n))
+        return n,segment,offset
 
+    def give(self, b):
+        size,segment,offset = b
+        before,after = self.ends.get((segment, offset)),self.starts.get((segment, offset+size))
+        for b in (before, after):
+            if b: size += self._remove(b)[0]
+        self._add((size, segment, before[2] if before else offset))
+
+# %% ../nbs/trace.ipynb #378effbf
 def _replay(log):
     "Largest reserved bytes of a log, and the largest bytes in blocks handed out"
     pools,held,used,peak = (_Pool(True), _Pool(False)),{},0,0
@@ -591,19 +615,24 @@ def _checked(job, layers):
     if job.use_dora: raise QLoRAError('DoRA cannot be traced yet, since PEFT sets its magnitudes from real weights; the formula prices it', key='lora.use_dora', value=True)
     if job.stack.inputs_kept: raise QLoRAError('4-bit layers that keep their inputs, as in bitsandbytes of 2023, are not installed and cannot be traced', key='stack.inputs_kept')
     if job.method=='full' and loss=='learned': raise QLoRAError('the loss of learned positions trains adapters, not the whole model', key='stack.loss', value=loss)
+    if job.optim not in _OPTIMS: raise QLoRAError(f"no optimizer {job.optim!r} can be traced; there are {', '.join(_OPTIMS)}.", key='training.optim', value=job.optim, suggestion=nearest(job.optim, _OPTIMS))
     if layers not in ('two', 'all'): raise QLoRAError('layers is `two` (extrapolate) or `all`.', value=layers, suggestion=nearest(str(layers), ('two', 'all')))
     for k in ('batch', 'length', 'r'):
         if getattr(job, k)<1: raise QLoRAError(f'{k} of a job is at least 1', key=k, value=getattr(job, k))
     if job.device=='cpu' and job.attention=='flash_attention_2': raise QLoRAError('flash_attention_2 runs on a GPU only', key='attention', value=job.attention)
 
 def _notes(job):
-    if job.device!='cuda': return ()
     out = ['Rows are equally long: padding would add an attention mask.']
+    if job.device!='cuda': return tuple(out)
+    out += ['Reserved: the low end replays the allocator, the high end is what it comes to if no freed block '
+        'ever fits a tensor of another size.']
     if job.attention=='sdpa' and job.stack.kernel=='auto' and job.capability<(8, 0) and job.arch.num_key_value_heads!=job.arch.num_attention_heads:
         out.append('This card has no fused attention for heads that share keys, so PyTorch builds all attention weights.')
     return tuple(out)
 
 # %% ../nbs/trace.ipynb #9df3ee41
+_LOCK = threading.Lock()
+
 def trace(
     job:Job, # What one step computes
     layers:str='two' # `two`: run two and three layers and extrapolate; `all`: run every layer
@@ -612,7 +641,7 @@ def trace(
     from qlora_nb.loading import quiet
     _checked(job, layers)
     start,n = time.perf_counter(),job.arch.num_hidden_layers
-    with quiet():
+    with _LOCK, quiet():
         some = layers=='two' and n>3
         logs = [_run(job, k) for k in ((2, 3) if some else (n,))]
     parts = [_parts(log, k) for log,k in zip(logs, (2, 3) if some else (n,))]
