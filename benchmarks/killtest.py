@@ -26,7 +26,7 @@ def work(model, out, resume):
     sys.path.insert(0, str(root/'tests'))
     import tiny
     from qlora_nb import trainer
-    phase,ns = Path(out)/'phase',dict(rows=tiny.rows(34), held=tiny.rows(40))
+    phase,ns = Path(out)/'phase',dict(rows=tiny.rows(34), held=tiny.rows(40, 100))
     def watch(run): phase.write_text(run.status)
     if not resume: return trainer.train(CELL.format(model=model, out=out), ns, name='run', on_change=watch)
     if (Path(out)/'run'/'adapter').is_dir() and json.loads((Path(out)/'run'/'run.json').read_text())['status']=='finished': return None

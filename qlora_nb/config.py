@@ -6,7 +6,7 @@
 __all__ = ['Switch', 'Share', 'Name', 'Names', 'Weights', 'CHAT_TEMPLATES', 'OPTIMIZERS', 'SCHEDULES', 'SECTIONS', 'FIELDS',
            'FORMER', 'FORMER_VALUES', 'GONE', 'GONE_VALUES', 'Section', 'Data', 'Quantization', 'Lora', 'Training',
            'Output', 'Tracking', 'Hardware', 'Settings', 'choices', 'allowed', 'DocsTable', 'docs_table', 'Given',
-           'Config', 'parse', 'resolve', 'complete']
+           'Config', 'parse', 'for_model', 'for_device', 'resolve', 'complete']
 
 # %% ../nbs/config.ipynb #0306a8a5
 import glob, hashlib, json, os, re, textwrap, types, typing, yaml
@@ -669,7 +669,7 @@ def _kind(config, key, name, namespace):
     return 'hub',near and f'{key}: {name} is neither a file nor a variable, so it is looked for on the hub; there is a variable {near}'
 
 # %% ../nbs/config.ipynb #30912abb
-def _for_model(config, architecture):
+def for_model(config, architecture):
     "Changes and notes that follow from the architecture"
     asked,names,limit = config.lora.target_modules,architecture.linear_names,architecture.max_position_embeddings
     wrong = [t for t in asked if not any(n==t or n.endswith('.'+t) for n in names)] if isinstance(asked, tuple) else []
@@ -681,7 +681,7 @@ def _for_model(config, architecture):
     return {'training.max_length': limit},[f'training.max_length: {said}']
 
 # %% ../nbs/config.ipynb #6356422f
-def _for_device(config, device):
+def for_device(config, device):
     "Changes and notes that follow from the machine"
     t,dtype,changes,notes = config.training,config.quantization.bnb_4bit_compute_dtype,{},[]
     if t.gradient_checkpointing=='auto': changes['training.gradient_checkpointing'] = device.kind!='cpu'
@@ -709,7 +709,7 @@ def resolve(
     if model.startswith(('.', '/', '~')) and not os.path.isdir(os.path.expanduser(model)): raise _no_file(config, 'model', model)
     found = {k: _kinds(config, k, namespace or {}) for k in ('data.train', 'data.validation') if config.flat[k] is not None}
     said,changes = [*config._said, *(note for _,notes in found.values() for note in notes)],{}
-    for check,fact in ((_for_model, architecture), (_for_device, device)):
+    for check,fact in ((for_model, architecture), (for_device, device)):
         new,notes = check(config, fact) if fact else ({}, [])
         changes,said = changes|new,said+notes
     given = config._given | {k: Given(_text(v), config.lines.get(k), 'derived') for k,v in changes.items()}

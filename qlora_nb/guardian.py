@@ -9,6 +9,7 @@ __all__ = ['SAYS', 'chance', 'put_back', 'longest_batch', 'preflight', 'is_oom',
 # %% ../nbs/guardian.ipynb #f3a7be0f
 import ctypes, gc, math, random, sys, traceback
 from .errors import QLoRAError
+from .render import fmt_bytes
 
 # %% ../nbs/guardian.ipynb #553f27d5
 def chance():
@@ -121,7 +122,7 @@ def oom_words(run, where:str)->str: # `where`: `at step 12`, `before step 1, on 
     "An allocation that failed, in the plan's own terms"
     t = run.config.training
     tried = f'{t.per_device_train_batch_size} rows of up to {run.longest} tokens'
-    plan = f'; the plan counted {run.planned_terms} and activations on top' if run.planned_terms else ''
+    plan = f'; the plan has {fmt_bytes(run.memory_planned)} at the peak, most of it {run.planned_terms}' if run.planned_terms else ''
     return f'not enough memory {where}: {tried} do not fit{plan}'
 
 def remedy(config)->str:

@@ -76,7 +76,8 @@ class _Before:
         args = parse_line(self.qlora_data, line)
         if args is None: return
         cfg = self._needs_config()
-        with quiet(): data = self._bind(args.name, prepare(cfg, load_tokenizer(cfg.model, cfg.revision, cfg.trust_remote_code), self.shell.user_ns))
+        with quiet(): data = prepare(cfg, load_tokenizer(cfg.model, cfg.revision, cfg.trust_remote_code), self.shell.user_ns)
+        data = self._bind(args.name, _priced(data, cfg))
         if not args.browse: return data
         for o in (data, data.browse()): display(o)
 
@@ -110,6 +111,15 @@ class _Planning:
         from qlora_nb.explorer import Explorer, Shelf
         config = p.config.with_(**{'hardware.gpu': a.gpu}) if a.gpu else p.config
         Shelf(Explorer(config, tokens=a.tokens, gpus=a.gpus, sharding=a.sharding))
+
+# %% ../nbs/magics.ipynb #df5224c5
+def _priced(data, config):
+    from dataclasses import replace
+    from qlora_nb.memory import estimate
+    from qlora_nb.planner import plan
+    try: job = plan(config).job
+    except QLoRAError: return data
+    return data.priced(lambda n: estimate(replace(job, length=n)).tensors)
 
 # %% ../nbs/magics.ipynb #b996848e
 def _architecture(model):

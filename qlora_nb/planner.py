@@ -33,10 +33,10 @@ def job_for(
     longest:int|None=None # Tokens of the longest row, where the rows are known
 )->Job:
     "What one step of a config computes on a card"
-    from qlora_nb.config import _for_device
+    from qlora_nb.config import for_device
     from qlora_nb.loading import attention
     q,l,t,cpu = config.quantization,config.lora,config.training,device.kind in ('cpu', 'mps')
-    now = _for_device(config, device)[0]
+    now = for_device(config, device)[0]
     method = method or ('lora' if q.bits=='none' else 'qlora')
     dtype = 'float32' if method=='full' else precision(device, q.bnb_4bit_compute_dtype).compute
     length = min(n for n in (t.max_length, arch.max_position_embeddings, longest) if n)
@@ -198,8 +198,8 @@ def _budget(j):
 
 def _fits_config(config, arch):
     "Notes on what the config asks of the model; raises where it cannot be"
-    from qlora_nb.config import Config, _for_model
-    return _for_model(config, arch)[1] if isinstance(config, Config) else []
+    from qlora_nb.config import Config, for_model
+    return for_model(config, arch)[1] if isinstance(config, Config) else []
 
 # %% ../nbs/planner.ipynb #1b950d0d
 DISAGREE = .03
@@ -242,5 +242,5 @@ def plan(
     return replace(p, notes=_notes(p, said, _compared(p.estimates[chosen], traced)))
 
 def _for_run(config, device):
-    from qlora_nb.config import _for_device
-    return _for_device(config, device)[1]
+    from qlora_nb.config import for_device
+    return for_device(config, device)[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from .errors import QLoRAError
 from .guardian import chance, curve_words, is_oom, longest_batch, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
 from .render import Shown, fmt_bytes, page
-from .report import run_html, run_text
+from .report import ON_GPU, run_html, run_text
 from .resume import compare, extension, merged, refuse
 from .runs import (Lock, checkpoints, curves, events, find_run, fingerprint, flaw, latest, mirror, read_about, redact, retain, rewind, seal,
     step_of, sync, versions, write_about, write_whole)
@@ -138,7 +138,7 @@ def _memory(device):
     "Bytes now, bytes at the peak, and what they are"
     if device.kind in ('cuda', 'rocm'):
         import torch
-        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), 'tensors on the GPU'
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), ON_GPU
     import psutil, resource
     return psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024, 'whole Python process (RSS)'
 
@@ -526,9 +526,11 @@ def _volatile(run):
 
 def _plan(run):
     from qlora_nb.planner import plan
+    from qlora_nb.planpage import LEGEND
     try: p = plan(run.config, device=run.device)
     except QLoRAError: return
-    run.memory_planned,run.planned_terms = p.budget.total,', '.join(f'{t.name} {fmt_bytes(t.bytes)}' for t in p.budget.terms)
+    largest = sorted(p.components.items(), key=lambda o: -o[1])[:5]
+    run.memory_planned,run.planned_terms = p.tensors_bytes,', '.join(f'{LEGEND.get(g, g)} {fmt_bytes(n)}' for g,n in largest)
     if not run.resumed: write_whole(run.folder/'plan.md', str(p)+'\n')
 
 # %% ../nbs/trainer.ipynb #c8e9adc6
@@ -536,9 +538,7 @@ def _kept_rows(run, namespace): # Variable → rows, where the notebook does not
     from datasets import Dataset
     if not run.resumed: return {}
     import pyarrow.parquet as pq
-    kinds = read_about(run.folder).get('kinds', {})
-    names = {getattr(run.config.data, k): run.folder/'data'/f'{k}.parquet' for k in ('train', 'validation') if kinds.get(f'data.{k}')=='variable'}
-    return {n: Dataset(pq.read_table(p)) for n,p in names.items() if n not in namespace and p.is_file()}
+    return {p.stem: Dataset(pq.read_table(p)) for p in sorted((run.folder/'data').glob('*.parquet')) if p.stem not in namespace}
 
 def _rows(run, namespace):
     from qlora_nb.data import prepare
@@ -549,15 +549,28 @@ def _rows(run, namespace):
     if not run.resumed: _keep_rows(run, namespace)
 
 def _keep_rows(run, namespace):
-    from qlora_nb.data import load
-    for k in ('train', 'validation'):
-        if run.config.kinds.get(f'data.{k}')!='variable': continue
-        at = run.folder/'data'/f'{k}.parquet'
+    from datasets import Dataset
+    for name in _variables(run.config, namespace):
+        at = run.folder/'data'/f'{name}.parquet'
         at.parent.mkdir(exist_ok=True)
-        try: load(getattr(run.config.data, k), namespace, k).to_parquet(str(at.with_suffix('.new')))
-        except Exception as e: raise QLoRAError(f'the rows of {getattr(run.config.data, k)} could not be kept in {at.parent}: {_why(run, e)}', key='output.output_dir') from e
+        try: Dataset.from_list(_plain_rows(name, namespace[name])).to_parquet(str(at.with_suffix('.new')))
+        except OSError as e: raise QLoRAError(f'the rows of {name} could not be kept in {at.parent}: {_why(run, e)}', key='output.output_dir') from e
+        except Exception as e:
+            run.note(f'the rows of {name} could not be kept in {at.parent} ({_why(run, e)}): to go on in a fresh kernel, make the variable again first')
+            continue
         sync(at.with_suffix('.new'))
         os.replace(at.with_suffix('.new'), at)
+
+# %% ../nbs/trainer.ipynb #c200b145
+def _variables(config, namespace): # → names of the variables that hold rows of this run
+    d = config.data
+    names = [*((d.train,) if isinstance(d.train, str) else d.train), *((d.validation,) if d.validation else ())]
+    return [n for n in dict.fromkeys(names) if n.isidentifier() and n in namespace and n!='demo']
+
+def _plain_rows(name, value):
+    from qlora_nb.sources import table_parts
+    if type(value).__name__.startswith('Iterable'): raise ValueError('it streams')
+    return [r for p in table_parts(name, value) for _,r in p.rows() if isinstance(r, dict)]
 
 # %% ../nbs/trainer.ipynb #0b515b9d
 def _compare(run, namespace):

@@ -7,7 +7,7 @@ from qlora_nb.errors import QLoRAError
 from qlora_nb.runs import FORMAT, checkpoints, curves, events, runs, write_about
 from qlora_nb.trainer import resume, train
 
-ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5))
+ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5, 100))
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
@@ -206,12 +206,24 @@ def test_stopped_in_a_validation(folder, tmp_path, whole):
 
 def test_sigterm_saves_and_is_passed_on(folder, tmp_path, whole):
     code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.trainer import train\n" \
-        f"train({cell(folder, tmp_path)!r}, dict(rows=tiny.rows(18), held=tiny.rows(5)), name='run')"
+        f"train({cell(folder, tmp_path)!r}, dict(rows=tiny.rows(18), held=tiny.rows(5, 100)), name='run')"
     p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
     end = time.time()+120
     while not curves(tmp_path/'run')[0] and time.time()<end: time.sleep(.02)
     p.send_signal(signal.SIGTERM)
     assert p.wait(60)==-signal.SIGTERM and checkpoints(tmp_path/'run')
+    assert final(resume(str(tmp_path/'run')))==whole
+
+def test_killed_in_the_middle(folder, tmp_path, whole):
+    text = cell(folder, tmp_path, save_steps=2)
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.trainer import train\n" \
+        f"train({text!r}, dict(rows=tiny.rows(18), held=tiny.rows(5, 100)), name='run')"
+    p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
+    end = time.time()+120
+    while not checkpoints(tmp_path/'run') and time.time()<end: time.sleep(.005)
+    p.kill()
+    p.wait()
+    assert runs(tmp_path).records[0].state=='killed'
     assert final(resume(str(tmp_path/'run')))==whole
 
 # ---- a second place

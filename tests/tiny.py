@@ -22,9 +22,9 @@ def model_folder(folder, hidden=128, layers=2, seed=0):
     tokenizer().save_pretrained(folder)
     return str(folder)
 
-def rows(n=16):
-    "Rows with a pattern to learn: the answer repeats the animal of the question"
+def rows(n=16, first=0):
+    "Rows with a pattern to learn; no row of one number is a row of another"
     animals,places = ['cat', 'dog', 'bird'],['mat', 'road', 'roof']
-    return [dict(prompt=f'who is on the {places[i%3]} {i}', completion=f'the {animals[i%3]}') for i in range(n)]
+    return [dict(prompt=f'who is on the {places[i%3]} {i}', completion=f'the {animals[i%3]}') for i in range(first, first+n)]
 
 def cpu(): return S(kind='cpu', name='CPU', capability=None, bf16=True, count=1, memory=None)
