@@ -310,8 +310,9 @@ def _eager(h, q, k, v, groups, mask, cuda):
 
 # %% ../nbs/step.ipynb #8861facd
 def _plain(h, q, k, v, groups):
-    "SDPA without a kernel of its own"
-    b,heads,s,d = q.shape
+    "SDPA without a kernel of its own; PyTorch computes it in float32 whatever it is given (`allow_fp16_bf16_reduction_mathSDP` is off)"
+    given,(b,heads,s,d) = q.dtype,q.shape
+    q,k,v = (_cast(h, t, 'float32') for t in (q, k, v))
     causal = _new(h, 'causal mask', (s, s), q.dtype)
     q = _scale(h, q, 'scaled queries')
     k,v = _repeat(h, k, groups),_repeat(h, v, groups)
@@ -324,7 +325,7 @@ def _plain(h, q, k, v, groups):
     _keep_output(h, p)
     del w,causal
     o = _bmm(h, p, v, (b, heads, s, d), 'weighted values')
-    return _op(h, 'heads joined', (b, s, heads*d), o.dtype, [o], lambda g, s: [g])
+    return _cast(h, _op(h, 'heads joined', (b, s, heads*d), o.dtype, [o], lambda g, s: [g]), given)
 
 def _efficient(h, q, k, v, groups):
     (b,heads,s,d),t = q.shape,q.dtype
