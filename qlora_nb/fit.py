@@ -142,7 +142,8 @@ def spread(
     n,c,fsdp = machine.gpus,dict(peak.components),machine.sharding=='fsdp'
     if n==1: return peak
     if fsdp and job.method=='qlora' and job.quant=='int8': raise QLoRAError('FSDP shares out 4-bit and 16-bit bases; bitsandbytes cannot shard an 8-bit one', key='sharding', value='fsdp')
-    if fsdp: c.update({g: round(c[g]/n) for g in DIVIDED if g in c})
+    shared = (*DIVIDED, 'workspace') if job.method=='full' else DIVIDED # the optimizer's scratch has the size of its shard
+    if fsdp: c.update({g: round(c[g]/n) for g in shared if g in c})
     else: c['buckets'] = _buckets(job)
     change,whole = sum(c.values())-peak.tensors,gathered(job, peak) if fsdp else 0
     phases = {k: max(0, v+change+(whole if k in ('forward', 'backward') else 0)) for k,v in peak.phases.items()}
