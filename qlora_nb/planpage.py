@@ -173,7 +173,7 @@ def _bars(p):
         return tag('tr', tag('th', escape(name)+_bar(p, i, top), scope='row')+nums, cls='strong' if i==p.chosen else '')
     names = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
     head = tag('thead', tag('tr', ''.join(tag('th', h, 'num' if 0<n<6 else '', scope='col') for n,h in enumerate(names))))
-    return _this(p)+tag('table', head+tag('tbody', ''.join(row(i, c) for i,c in enumerate(methods(p)))))+_key(p)
+    return _this(p)+tag('table', head+tag('tbody', ''.join(row(i, c) for i,c in enumerate(methods(p)))), style='--qnb-bar:230px')+_key(p)
 
 # %% ../nbs/planpage.ipynb #2f90a4d5
 def _verdict(v): return tag('span', SAID[v], cls=dict(fits='ok', no='bad').get(v, ''))
