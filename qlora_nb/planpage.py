@@ -141,7 +141,7 @@ def _mix(a, share): return f'color-mix(in srgb,var(--qnb-{a}) {share}%,var(--qnb
 COLOURS = dict(weights='var(--qnb-a)', constants=_mix('a', 75), rest=_mix('a', 50), adapters='var(--qnb-b)', gradients=_mix('b', 75), optimizer=_mix('b', 50),
     activations='var(--qnb-ok)', attention=_mix('ok', 80), layer=_mix('ok', 60), loss=_mix('ok', 40), workspace='var(--qnb-dim)', batch='var(--qnb-dim)',
     buckets='var(--qnb-bad)', gathered='var(--qnb-bad)', paged=_mix('b', 30))
-BAND = 'var(--qnb-line)'
+BAND = 'color-mix(in srgb,var(--qnb-ink) 60%,transparent)'
 
 def _segments(p, i):
     one = p.peak if i==p.chosen else spread(p.estimates[i], p.jobs[i], p.machine)

@@ -154,3 +154,26 @@ def test_refusal(lab):
     opened(lab, 'wrong.ipynb', '%load_ext qlora_nb', '%%qlora_config\nmodel: demo\ndata: {train: demo}\nlora: {rnk: 8}')
     for i in range(2): lab.run(i)
     assert lab.output(1).inner_text().strip()=="QLoRAError: line 4, lora.rnk: unknown key 'rnk' in lora. Did you mean 'r'?"
+
+def test_the_explorer(lab):
+    cell = '%%qlora_config\nmodel: meta-llama/Llama-2-7b-hf\ndata: {train: demo}\nhardware: {gpu: T4}'
+    opened(lab, 'explorer.ipynb', '%load_ext qlora_nb', cell, '%qlora_plan --explore')
+    for i in range(3): lab.run(i)
+    controls,page = lab.output(2).first,lab.output(2).nth(1)
+    before = page.locator('h4 + .note').inner_text()
+    controls.locator('[role=slider]').last.press('ArrowRight')
+    expect(page.locator('h4 + .note')).not_to_have_text(before)
+    part = page.locator('.seg').first
+    expect(part.locator('.tip')).to_be_hidden()
+    part.focus()
+    expect(part.locator('.tip')).to_contain_text('4-bit weights =')
+    legible(lab)
+    controls.locator('button', has_text='Copy as config').click()
+    expect(controls.locator('pre')).to_contain_text('max_length: 2048')
+    controls.locator('button', has_text='Close').click()
+    expect(lab.output(2).locator('[role=slider]')).to_have_count(0)
+    lab.save()
+    lab.shutdown()
+    lab.open('explorer.ipynb')
+    said = lab.page.locator('.jp-Notebook').inner_text()
+    assert 'Llama-2-7B: 6,738,415,616 parameters' in said and 'Error displaying widget' not in said and 'model not found' not in said
