@@ -33,7 +33,7 @@ def ours(path):
     tok('warm up')
     before,begun = rss(),time.perf_counter()
     with quiet(): d = prepare(parse(f'model: demo\ndata: {{train: {path}}}\ntraining: {{max_length: 1024}}'), tok).train
-    return dict(rows=len(d), seconds=time.perf_counter()-begun, grown=rss()-before, peak=rss(), learned=d.supervised)
+    return dict(rows=len(d), seconds=time.perf_counter()-begun, grown=rss()-before, peak=rss(), learned=d.learned)
 
 def trl(path):
     "What a person writes who follows TRL's documentation; a model of one tiny layer, since the trainer prepares the rows when it is made"

@@ -69,8 +69,6 @@ class Encoded(Shown):
     @property
     def tokens(self): return int(sum(self.kept))
     @property
-    def supervised(self): return self.learned
-    @property
     def notes(self): return [f'{self.name}: {o}' for o in (*self.said, *self.findings.values())]
     def __len__(self): return len(self.full)
 
@@ -174,7 +172,7 @@ def _encoded(p): # → arrays and findings, from the cache or made now
     import numpy as np
     base = _folder()/_key(p.rs, p.tok, (p.template.name, p.cap, p.how, p.completion_only, p.roles))
     path,arrays,notes = (base.with_suffix(s) for s in ('.arrow', '.npz', '.json'))
-    if notes.is_file():
+    if all(p.is_file() for p in (path, arrays, notes)):
         os.utime(path)
         p.lengths,p.kept,p.hashes = (np.load(arrays)[k] for k in ('lengths', 'kept', 'hashes'))
         m = json.loads(notes.read_text())
@@ -187,7 +185,8 @@ def _encoded(p): # → arrays and findings, from the cache or made now
         finally: part.unlink(missing_ok=True)
         p.lengths,p.kept,p.hashes = (np.array(o, dtype=o.typecode) for o in (p.lengths, p.kept, p.hashes))
         np.savez(arrays, lengths=p.lengths, kept=p.kept, hashes=p.hashes)
-        notes.write_text(json.dumps(dict(learned=p.learned, ended=p.ended, found={k: vars(f) for k,f in p.found.items()})))
+        part.write_text(json.dumps(dict(learned=p.learned, ended=p.ended, found={k: vars(f) for k,f in p.found.items()})))
+        os.replace(part, notes)
         _prune(base.parent)
     return path
 

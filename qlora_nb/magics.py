@@ -100,6 +100,7 @@ class _Planning:
         from qlora_nb.planner import plan
         a = parse_line(self.qlora_plan, line)
         if a is None: return
+        if a.explore and (a.trace or a.json or a.markdown): raise QLoRAError('--explore draws the formula at every turn: leave out --trace, --json and --markdown', key='%qlora_plan', value=line)
         kw = dict(gpu=a.gpu, engine='trace' if a.trace else 'formula', tokens=a.tokens, gpus=a.gpus, sharding=a.sharding)
         p = self._bind(a.name, plan(a.model or self._needs_config(), **kw))
         if a.explore: return self._explore(p, a)
@@ -109,6 +110,8 @@ class _Planning:
 
     def _explore(self, p, a):
         from qlora_nb.explorer import Explorer, Shelf
+        from qlora_nb.panels import has_frontend
+        if not has_frontend(): raise QLoRAError('--explore needs a notebook; `%qlora_plan` alone shows the same plan as text', key='%qlora_plan')
         config = p.config.with_(**{'hardware.gpu': a.gpu}) if a.gpu else p.config
         Shelf(Explorer(config, tokens=a.tokens, gpus=a.gpus, sharding=a.sharding))
 

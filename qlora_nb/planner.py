@@ -18,7 +18,7 @@ from .memory import budget
 from .models import Architecture, find
 from .planpage import plan_html, plan_markdown, plan_text
 from .render import Shown, fmt_bytes
-from .stack import Job, stack
+from .stack import Job, detect
 
 # %% ../nbs/planner.ipynb #25c9349d
 METHODS = ('full', 'lora', 'qlora')
@@ -40,10 +40,10 @@ def job_for(
     method = method or ('lora' if q.bits=='none' else 'qlora')
     dtype = 'float32' if method=='full' else precision(device, q.bnb_4bit_compute_dtype).compute
     length = min(n for n in (t.max_length, arch.max_position_embeddings, longest) if n)
-    code = stack(autocast=None if dtype=='float32' else dtype, loss='learned' if cpu else 'fused')
+    code = detect('cpu' if device.kind=='cpu' else 'cuda', dtype)
     return Job(arch, method, 'int8' if q.bits==8 else q.bnb_4bit_quant_type, q.bnb_4bit_use_double_quant, l.r, _targets(l), l.use_dora, l.lora_dropout,
         t.per_device_train_batch_size, length, accumulation=t.gradient_accumulation_steps, checkpointing=now.get('training.gradient_checkpointing', t.gradient_checkpointing),
-        attention=attention(device, length) or 'sdpa', optim='adamw_torch' if method=='full' else now.get('training.optim', t.optim), dtype=dtype,
+        attention=attention(device, t.max_length) or 'sdpa', optim='adamw_torch' if method=='full' else now.get('training.optim', t.optim), dtype=dtype,
         device='cpu' if cpu else 'cuda', capability=device.capability or (8, 0), stack=code)
 
 # %% ../nbs/planner.ipynb #0e8fe22b
@@ -213,7 +213,8 @@ def _compared(formula, traced):
 def _notes(p, said, compared):
     t = f'Number types: {p.precision.compute} products and base, {p.precision.adapters} adapters ({p.precision.why}).'
     time = f"Time: {p.work.said}; {p.cost.said}."+(' Communication between cards is not counted.' if p.machine.gpus>1 else '')
-    return (*compared, *said, *p.estimates[p.chosen].notes, t, time)
+    code = f"Training stack: {'; '.join(p.job.stack.why)}."
+    return (*compared, *said, *p.estimates[p.chosen].notes, t, code, time)
 
 # %% ../nbs/planner.ipynb #a5596a6c
 def plan(

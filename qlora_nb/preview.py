@@ -55,7 +55,7 @@ def figures(o)->list: # (name, value) of one set
     at = batching.percentiles(o.lengths)
     return [['rows', f'{len(o):,} of {o.rows:,}'], ['form', o.form], ['template', f'{o.template.name} ({o.template.why})'],
         ['tokens a row', f'half at most {at[50]:,}, 95% at most {at[95]:,}, 99% at most {at[99]:,}, longest {at[100]:,}'],
-        ['learned tokens', f'{o.supervised:,} of {o.tokens:,} ({o.supervised/o.tokens:.0%})'], ['end of sequence learned', f'in {o.ended:,} of {len(o):,} rows']]
+        ['learned tokens', f'{o.learned:,} of {o.tokens:,} ({o.learned/o.tokens:.0%})'], ['end of sequence learned', f'in {o.ended:,} of {len(o):,} rows']]
 
 # %% ../nbs/preview.ipynb #63ac2ce6
 def run_figures(data)->list: # (name, value)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SEAL', 'FORMAT', 'PACKAGES', 'SMALL', 'RUN_HEAD', 'COLOURS', 'sync', 'write_whole', 'seal', 'flaw', 'step_of',
            'checkpoints', 'latest', 'retain', 'Lock', 'versions', 'fingerprint', 'redact', 'write_about', 'read_about',
-           'events', 'rewind', 'curves', 'mirror', 'run_folders', 'find_run', 'state_of', 'Record', 'record', 'Runs',
-           'runs']
+           'events', 'rewind', 'curves', 'mirror', 'run_folders', 'find_run', 'go_on', 'state_of', 'Record', 'record',
+           'Runs', 'runs']
 
 # %% ../nbs/runs.ipynb #db5da149
-import hashlib, json, math, os, platform, re, shutil, socket, time
+import hashlib, json, math, os, platform, re, shlex, shutil, socket, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from .errors import QLoRAError, nearest
@@ -262,7 +262,13 @@ def find_run(
     if not names: raise QLoRAError(f'no run to go on with: there is none in {output_dir}', value=name)
     raise QLoRAError(f'no run {name!r} in {output_dir}; there are {", ".join(names[:8])}.', value=name, suggestion=nearest(name, names))
 
-# %% ../nbs/runs.ipynb #57ce0fcd
+# %% ../nbs/runs.ipynb #64ad28e3
+def go_on(folder)->str:
+    "The command that goes on with a run"
+    folder = Path(folder)
+    return '%qlora_train --resume '+shlex.quote(folder.name if folder.parent==Path('runs') else str(folder))
+
+# %% ../nbs/runs.ipynb #00bcfc8b
 def _held(folder):
     lock = Lock(folder)
     try: lock.take().drop()
@@ -293,7 +299,7 @@ class Record:
     def next(self):
         "The command that goes on, if there is something to go on from"
         more = self.state!='running' and self.checkpoints and (self.state!='finished')
-        return f'%qlora_train --resume {self.name}' if more else ''
+        return go_on(self.folder) if more else ''
 
 # %% ../nbs/runs.ipynb #cb90397c
 def record(folder)->Record:

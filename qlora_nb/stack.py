@@ -61,6 +61,7 @@ def _loss(device):
     return 'full_logits',f"trl {_version('trl')} has no fused output layer: logits are built whole"
 
 # %% ../nbs/stack.ipynb #810faa45
+@cache
 def detect(
     device:str='cuda', # cuda or cpu
     dtype:str='bfloat16' # Of the products, from `hardware.precision`

@@ -7,14 +7,14 @@ __all__ = ['SAME', 'ALTERED', 'PROGRESS', 'sft_config', 'check_trackers', 'Inter
            'make_trainer', 'save_adapter', 'current', 'new_run', 'start', 'train', 'old_run', 'resume']
 
 # %% ../nbs/trainer.ipynb #1d2e4bcb
-import contextvars, errno, importlib.util, json, math, os, shlex, shutil, signal, threading, time
+import contextvars, errno, importlib.util, json, math, os, shutil, signal, threading, time
 from pathlib import Path
 from .errors import QLoRAError
 from .guardian import chance, curve_words, is_oom, longest_batch, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
 from .render import Shown, fmt_bytes, page
 from .report import ON_GPU, run_html, run_text
-from .resume import compare, extension, merged, refuse
-from .runs import (Lock, checkpoints, curves, events, find_run, fingerprint, flaw, latest, mirror, read_about, redact, retain, rewind, seal,
+from .resume import Changes, compare, extension, merged, refuse
+from .runs import (Lock, checkpoints, curves, events, find_run, fingerprint, flaw, go_on, latest, mirror, read_about, redact, retain, rewind, seal,
     step_of, sync, versions, write_about, write_whole)
 
 # %% ../nbs/trainer.ipynb #fe7208a7
@@ -76,7 +76,7 @@ class Run(Shown):
     def next(self):
         "The command that goes on, or nothing"
         if self.status not in ('stopped', 'failed') or not self.checkpoints: return ''
-        return '%qlora_train --resume '+shlex.quote(self.name if self.folder.parent==Path('runs') else str(self.folder))
+        return go_on(self.folder)
     @property
     def best(self): return min(self.evals, key=lambda e: (not math.isfinite(e[1]), e[1]), default=(None, None))[0]
     def __str__(self): return run_text(self)
@@ -528,7 +528,7 @@ def _plan(run):
     from qlora_nb.planner import plan
     from qlora_nb.planpage import LEGEND
     try: p = plan(run.config, device=run.device)
-    except QLoRAError: return
+    except QLoRAError as e: return run.note(f'no plan for this run, so its memory has nothing to be held against: {e}')
     largest = sorted(p.components.items(), key=lambda o: -o[1])[:5]
     run.memory_planned,run.planned_terms = p.tensors_bytes,', '.join(f'{LEGEND.get(g, g)} {fmt_bytes(n)}' for g,n in largest)
     if not run.resumed: write_whole(run.folder/'plan.md', str(p)+'\n')
@@ -632,8 +632,8 @@ def _less(run, failed):
     if split is None: raise QLoRAError(f'{failed}. {remedy(run.config)}', key='training.max_length', value=c.max_length)
     said = f'{split[0]} rows × {split[1]} passes a step in place of {c.per_device_train_batch_size} × {c.gradient_accumulation_steps}, {split[0]*split[1]} rows a step as before'
     if c.on_oom!='shrink' or not t.whole:
-        go_on = f'%qlora_train --resume {shlex.quote(str(run.folder))} --micro-batch {split[0]}' if checkpoints(run.folder) else f'training.per_device_train_batch_size: {split[0]}, training.gradient_accumulation_steps: {split[1]}'
-        raise QLoRAError(failed if c.on_oom=='stop' else f'{failed}. Smaller: {said}. To go on: {go_on}', key='training.per_device_train_batch_size', value=c.per_device_train_batch_size)
+        then = f'{go_on(run.folder)} --micro-batch {split[0]}' if checkpoints(run.folder) else f'training.per_device_train_batch_size: {split[0]}, training.gradient_accumulation_steps: {split[1]}'
+        raise QLoRAError(failed if c.on_oom=='stop' else f'{failed}. Smaller: {said}. To go on: {then}', key='training.per_device_train_batch_size', value=c.per_device_train_batch_size)
     run.note(f'{failed}. Going on with {said}')
     run.event('smaller', micro_batch=split[0], accumulation=split[1])
     _resize(run, *split)
@@ -648,7 +648,6 @@ def _resize(run, micro, accumulation):
     t.optimizer = t.lr_scheduler = None
     run.resumed = latest(run.folder)[0]
     if run.resumed is None: _seed(run)
-    from qlora_nb.resume import Changes
     run.changes = run.changes or Changes([])
     write_about(run.folder, resolved=run.config.flat)
 
@@ -738,7 +737,8 @@ def _on_term(run):
             return run.stop('SIGTERM')
         signal.signal(signal.SIGTERM, before if callable(before) or before in (signal.SIG_DFL, signal.SIG_IGN) else signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-    if getattr(before, '__qualname__', '').startswith('_on_term.'): before = before.__closure__[0].cell_contents
+    before = getattr(before, 'before', before) # of an earlier run's handler
+    term.before = before
     signal.signal(signal.SIGTERM, term)
 
 def start(run, namespace:dict|None=None, on_change=None)->Run: # `on_change` is called with the run, from the worker

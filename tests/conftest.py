@@ -10,6 +10,14 @@ def files(*paths):
     out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '--', *paths], cwd=root, capture_output=True, text=True, check=True)
     return [Path(o) for o in out.stdout.splitlines() if (root/o).is_file()]
 
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    "An empty folder to work in, with a cache of its own and no hub"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('QLORA_NB_CACHE', str(tmp_path/'.cache'))
+    return tmp_path
+
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):
     "The wheel a user would install, built from a copy, so that no old `build/` can get into it"

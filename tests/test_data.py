@@ -10,11 +10,7 @@ from qlora_nb.sources import parts
 from qlora_nb.templates import choose_template, encode, encode_all, runs
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    monkeypatch.setenv('QLORA_NB_CACHE', str(tmp_path/'.cache'))
-    return tmp_path
+def folder(empty): return empty
 
 def config(max_length=200, how='truncate', training='', **data):
     d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', on_overlength=how)|data).items())

@@ -62,20 +62,23 @@ def wait_for(kind, folder, n=1, seconds=90):
         assert time.time()<end, f'no {kind} within {seconds} s'
         time.sleep(.05)
 
-def test_the_stop_button_of_the_kernel_finishes_the_step(kernel, folder, tmp_path):
-    km,kc = kernel
+def training(kc, folder, tmp_path):
+    "Send the cells and a long training, and wait until it has logged; the message that started it"
     for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
     m = send(kc, '%qlora_train -o run')
     wait_for('log', tmp_path, 3)
+    return m
+
+def test_the_stop_button_of_the_kernel_finishes_the_step(kernel, folder, tmp_path):
+    km,kc = kernel
+    m = training(kc, folder, tmp_path)
     km.interrupt_kernel()
     assert reply(kc, m)['status']=='ok'
     assert stored(kc, 'run.status')=="'stopped'" and stored(kc, 'run.checkpoints')==f"['checkpoint-{stored(kc, 'run.step')}']"
 
 def test_two_interrupts_end_the_cell_and_the_kernel_lives(kernel, folder, tmp_path):
     km,kc = kernel
-    for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
-    m = send(kc, '%qlora_train -o run')
-    wait_for('log', tmp_path, 3)
+    m = training(kc, folder, tmp_path)
     km.interrupt_kernel()
     time.sleep(.02)
     km.interrupt_kernel()

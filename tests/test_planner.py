@@ -52,10 +52,17 @@ def test_the_job_is_what_the_trainer_would_run():
         c = parse('model: demo\ndata: {train: demo}\n')
         j,r = job_for(c, find('demo'), device),resolve(c, {}, find('demo'), device)
         assert (j.checkpointing, j.optim)==(r.training.gradient_checkpointing, r.training.optim) and j.accumulation==16
-        cpu = device.kind in ('cpu', 'mps')
-        assert (j.device, j.stack.loss)==(('cpu', 'learned') if cpu else ('cuda', 'fused')) and j.stack.adapter_dtype=='float32'
+        assert j.device==('cpu' if device.kind in ('cpu', 'mps') else 'cuda') and j.stack.adapter_dtype=='float32'
+        assert j.stack.loss==('learned' if device.kind=='cpu' else 'fused') # `compute_loss` of the trainer asks for `cpu` alone
         assert j.stack.autocast==(None if j.dtype=='float32' else j.dtype) and j.attention=='sdpa'
     assert job_for(parse('model: demo\ndata: {train: demo}\ntraining: {max_length: 512}\n'), find('demo'), Device('cpu', 'x', GiB)).attention=='eager'
+    short = job_for(parse('model: demo\ndata: {train: demo}\n'), find('demo'), Device('cpu', 'x', GiB), longest=100)
+    assert (short.length, short.attention)==(100, 'sdpa') # the loader goes by max_length, not by the rows
+
+def test_the_training_stack_is_that_of_the_installed_packages():
+    from importlib.metadata import version
+    p = plan(T4)
+    assert any(n.startswith('Training stack: ') and version('trl') in n and version('transformers') in n for n in p.notes) and p.job.stack.why
 
 
 def test_full_fine_tuning_is_priced_in_float32():

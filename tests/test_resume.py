@@ -30,15 +30,6 @@ def final(run):
     h = hashlib.sha256(b''.join(v.numpy().tobytes() for _,s in sorted(state.items()) for _,v in sorted(s.items()) if torch.is_tensor(v))).hexdigest()
     return sha(run.folder/'adapter'/'adapter_model.safetensors'), last.name, h, *curves(run.folder)
 
-def at_step(n, act):
-    "Call `act` once, in the worker, when step `n` was reached"
-    seen = []
-    def watch(run):
-        if run.step>=n and not seen and not run.ended:
-            seen.append(1)
-            act(run)
-    return watch
-
 def stop(run): run.stop('test')
 
 @pytest.fixture(scope='module')
@@ -47,12 +38,12 @@ def whole(folder, tmp_path_factory): return final(train(cell(folder, tmp_path_fa
 @pytest.mark.parametrize('step', [1, 4, 5, 11, 15])
 def test_stopped_and_resumed_is_never_stopped(folder, tmp_path, whole, step):
     text = cell(folder, tmp_path)
-    run = train(text, ROWS, name='run', on_change=at_step(step, stop))
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(step, stop))
     assert run.status=='stopped' and str(run.folder) in run.next
     assert final(resume(str(run.folder), text, ROWS))==whole
 
 def test_from_the_folder_alone(folder, tmp_path, whole):
-    run = train(cell(folder, tmp_path), ROWS, name='run', on_change=at_step(7, stop))
+    run = train(cell(folder, tmp_path), ROWS, name='run', on_change=tiny.at_step(7, stop))
     again = resume(str(run.folder))
     assert final(again)==whole and any('rows of rows are those kept' in n for n in again.notes)
 
@@ -60,13 +51,13 @@ def test_from_the_folder_alone(folder, tmp_path, whole):
 def test_optimizers_of_bitsandbytes_go_on_exactly(folder, tmp_path, optim):
     text = cell(folder, tmp_path, optim=optim, num_train_epochs=1)
     one = final(train(text, ROWS, name='one'))
-    run = train(text, ROWS, name='two', on_change=at_step(2, stop))
+    run = train(text, ROWS, name='two', on_change=tiny.at_step(2, stop))
     assert final(resume(str(run.folder), text, ROWS))==one
 
 def test_losses_between_two_logs_are_not_lost(folder, tmp_path):
     text = cell(folder, tmp_path, logging_steps=4, num_train_epochs=2)
     one = final(train(text, ROWS, name='one'))
-    run = train(text, ROWS, name='two', on_change=at_step(6, stop))
+    run = train(text, ROWS, name='two', on_change=tiny.at_step(6, stop))
     assert final(resume(str(run.folder), text, ROWS))==one and [s for s,_ in one[3]]==[1, 4, 8]
 
 def test_a_trial_of_the_longest_batch_leaves_no_trace(folder, tmp_path, whole):
@@ -83,7 +74,7 @@ def test_answers_on_the_way_leave_no_trace(folder, tmp_path, whole):
 @pytest.fixture
 def stopped(folder, tmp_path):
     "A run of 15 steps that stopped at step 4, with a function for changed cells"
-    run = train(cell(folder, tmp_path), ROWS, name='run', on_change=at_step(4, stop))
+    run = train(cell(folder, tmp_path), ROWS, name='run', on_change=tiny.at_step(4, stop))
     return run, lambda **kw: cell(folder, tmp_path, **kw)
 
 def bytes_of(folder): return {p.name: p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.name!='lock'}
@@ -131,7 +122,7 @@ def test_more_steps_have_a_defined_schedule(folder, tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_over_in_words(folder, tmp_path, whole):
     text = cell(folder, tmp_path, save_steps=3)
-    run = train(text, ROWS, name='run', on_change=at_step(7, stop))
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(7, stop))
     last,before = [*reversed(checkpoints(run.folder))][:2]
     with (last/'optimizer.pt').open('r+b') as f: f.truncate(100)
     again = resume(str(run.folder), text, ROWS)
@@ -232,7 +223,7 @@ def test_the_mirror_is_enough_to_go_on(folder, tmp_path, whole):
     import shutil
     out,drive = tmp_path/'session',tmp_path/'drive'
     text = cell(folder, out).replace(f'output_dir: {out}', f'output_dir: {out}, mirror_dir: {drive}')
-    train(text, ROWS, name='run', on_change=at_step(4, stop))
+    train(text, ROWS, name='run', on_change=tiny.at_step(4, stop))
     shutil.rmtree(out)
     again = resume('run', text, ROWS)
     assert final(again)==whole and final(type('R', (), dict(folder=drive/'run')))==whole

@@ -9,11 +9,7 @@ from qlora_nb.rows import choose, mix, read, split_off
 from qlora_nb.sources import hub_parts, parts
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    monkeypatch.setenv('QLORA_NB_CACHE', str(tmp_path/'.cache'))
-    return tmp_path
+def folder(empty): return empty
 
 def line(e): # the one line of an error
     assert len(str(e.value).splitlines())==1

@@ -20,15 +20,6 @@ COMPLETE = {'adapter_model.safetensors', 'optimizer.pt', 'scheduler.pt', 'rng_st
 def files(run, name): return {p.name for p in (run.folder/name).iterdir()}
 def events(run): return [json.loads(l) for l in (run.folder/'events.jsonl').read_text().splitlines()]
 
-def at_step(n, act):
-    "Call `act` once, in the worker, when step `n` was reached"
-    seen = []
-    def watch(run):
-        if run.step>=n and not seen and not run.ended:
-            seen.append(1)
-            act(run)
-    return watch
-
 def test_a_run_to_its_end(cell):
     run = train(cell(max_steps=30), NS, name='whole')
     assert run.status=='finished' and run.step==30 and not run.running and len(run.losses)==30
@@ -51,12 +42,12 @@ def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
     assert AutoTokenizer.from_pretrained(run.adapter).chat_template==run.tokenizer.chat_template
 
 def test_stop_ends_after_the_step_with_a_full_checkpoint(cell):
-    run = train(cell(max_steps=50), NS, on_change=at_step(3, lambda run: run.stop('test')))
+    run = train(cell(max_steps=50), NS, on_change=tiny.at_step(3, lambda run: run.stop('test')))
     assert run.status=='stopped' and 3<=run.step<=4 and run.checkpoints==[f'checkpoint-{run.step}']
     assert COMPLETE <= files(run, run.checkpoints[0]) and (run.folder/'adapter'/'adapter_model.safetensors').is_file()
 
 def test_the_first_interrupt_finishes_the_step(cell):
-    run = train(cell(max_steps=50), NS, on_change=at_step(2, lambda run: _thread.interrupt_main()))
+    run = train(cell(max_steps=50), NS, on_change=tiny.at_step(2, lambda run: _thread.interrupt_main()))
     assert run.status=='stopped' and COMPLETE <= files(run, run.checkpoints[-1]) and run.step<50
 
 def test_the_second_interrupt_returns_at_once_and_the_worker_ends_soon(cell):
@@ -66,7 +57,7 @@ def test_the_second_interrupt_returns_at_once_and_the_worker_ends_soon(cell):
         while not run._stop.is_set(): time.sleep(.01)
         _thread.interrupt_main()
         gate.wait(10)
-    with pytest.raises(Interrupted) as e: train(cell(max_steps=500), NS, name='two', on_change=at_step(2, twice))
+    with pytest.raises(Interrupted) as e: train(cell(max_steps=500), NS, name='two', on_change=tiny.at_step(2, twice))
     run = current()
     assert run.running and 'next micro-batch' in e.value._render_traceback_()[0]
     with pytest.raises(QLoRAError, match='two is still running'): new_run(cell())

@@ -27,4 +27,13 @@ def rows(n=16, first=0):
     animals,places = ['cat', 'dog', 'bird'],['mat', 'road', 'roof']
     return [dict(prompt=f'who is on the {places[i%3]} {i}', completion=f'the {animals[i%3]}') for i in range(first, first+n)]
 
+def at_step(n, act):
+    "Call `act` once, in the worker, when step `n` was reached"
+    seen = []
+    def watch(run):
+        if run.step>=n and not seen and not run.ended:
+            seen.append(1)
+            act(run)
+    return watch
+
 def cpu(): return S(kind='cpu', name='CPU', capability=None, bf16=True, count=1, memory=None)
