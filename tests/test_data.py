@@ -247,6 +247,13 @@ def test_the_oldest_encoded_rows_make_room(monkeypatch, folder):
     ready(config(70))
     assert not old.exists() and len(list((folder/'.cache'/'encoded').glob('*.arrow')))==1
 
+@pytest.mark.parametrize('suffix', ['.arrow', '.npz', '.json'])
+def test_a_part_of_the_cache_that_is_gone_is_made_again(suffix, folder):
+    first = ready(config(120))
+    one, = (folder/'.cache'/'encoded').glob('*'+suffix)
+    one.unlink()
+    assert list(ready(config(120)).train.dataset)==list(first.train.dataset) and one.is_file()
+
 # ---- packing
 
 def test_packed_rows_see_only_themselves():

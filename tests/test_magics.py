@@ -44,6 +44,15 @@ def test_the_whole_way(ip, folder, tmp_path, capsys):
 
 def test_the_plan_comes_before_any_training(ip): assert len(run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf').budgets)==3
 
+def test_the_plan_for_other_cards_and_readers(ip, capsys):
+    import json
+    assert run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf --gpu T4 --json -o p') is None
+    told = json.loads(capsys.readouterr().out)
+    assert told['gpu']=='T4' and told['tensors_bytes']==ip.user_ns['p'].tensors_bytes and told['verdict']=='fits'
+    assert refused(ip, '%qlora_plan demo --gpu T5').endswith("Did you mean 'T4'?")
+    assert 'leave out --trace, --json and --markdown' in refused(ip, '%qlora_plan demo --explore --json')
+    assert refused(ip, '%qlora_plan demo --explore').startswith('%qlora_plan: --explore needs a notebook')
+
 @pytest.mark.parametrize('magic', ['qlora_train', 'qlora_plan', 'qlora_data'])
 def test_without_a_config(ip, magic): assert refused(ip, f'%{magic}').startswith('no config yet: run a cell that begins with %%qlora_config')
 
