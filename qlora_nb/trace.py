@@ -528,17 +528,15 @@ class _Pool:
 
 # %% ../nbs/trace.ipynb #378effbf
 def _replay(log):
-    "Largest reserved bytes of a log, and the largest bytes in blocks handed out"
-    pools,held,used,peak = (_Pool(True), _Pool(False)),{},0,0
+    "Bytes that the allocator reserves over a log"
+    pools,held = (_Pool(True), _Pool(False)),{}
     for i,sign,_ in log.events:
         size,category = log.blocks[i]
         if category in _OUTSIDE or not size: continue
         pool = pools[size>_MIB]
         if sign>0: held[i] = pool.take(size)
         else: pool.give(held[i])
-        used += sign*held[i][0]
-        peak = max(peak, used)
-    return sum(p.reserved for p in pools),peak
+    return sum(p.reserved for p in pools)
 
 # %% ../nbs/trace.ipynb #deb99be1
 def _by_size(log):
@@ -654,7 +652,7 @@ def _result(job, logs, parts, extrapolated, seconds):
     binding = max(PHASES, key=phases.get)
     peak = parts[max((k for k in sums if k[0]==binding), key=sums.get)]
     def whole(f): return _grown(*map(f, logs), extrapolated) if extrapolated else f(logs[0])
-    low = max(whole(lambda log: _replay(log)[0]), phases[binding])
+    low = max(whole(_replay), phases[binding])
     stack = job.stack
     title = f'{job.arch.name}: {job.method} on {job.quant if job.method=="qlora" else job.dtype}, {job.batch} × {job.length} tokens, stack {stack.name}'
     paged = max(p['paged'] for k,p in parts.items() if k[0]=='optimizer')

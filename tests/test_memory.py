@@ -301,6 +301,9 @@ def test_published_measurements(tmp_path, capsys):
     assert set(rows)=={r['id'] for r in source} and set(next(iter(rows.values())))=={'id', 'measured_bytes', 'predicted_bytes', 'error', 'verdict', 'skipped'}
     a = p.spread([rows[r['id']]['error'] for r in source if r['tier']=='A'])
     assert a['n']==62 and a['median']<.005 and a['p90']<.02 and a['worst']<.02
+    of = {f: p.spread([rows[r['id']]['error'] for r in source if r['tier']=='A' and p.family(r['source'])==f]) for f in map(p.family, (r['source'] for r in source if r['tier']=='A'))}
+    cells = [f"{100*e['median']:.2f} / {100*e['p90']:.2f} / {100*e['worst']:.2f} %" for e in (*of.values(), a)]
+    assert f"| qlora_nb, formula | 62 | {' | '.join(cells)} |" in (BENCH.parent/'README.md').read_text()
     c = [(r['fits'], rows[r['id']]) for r in source if r['tier']=='C']
     assert [o['skipped'] for _,o in c].count('ran on 2 GPUs')==1
     assert sum(fits==(o['verdict']=='fits') for fits,o in c if not o['skipped'])>=11
