@@ -1,5 +1,5 @@
 "Every term against what PEFT, bitsandbytes and PyTorch really allocate"
-import importlib.util, json, math, re, subprocess, sys, warnings
+import importlib.util, json, math, os, re, shutil, subprocess, sys, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,6 +308,23 @@ def test_published_measurements(tmp_path, capsys):
     assert [o['skipped'] for _,o in c].count('ran on 2 GPUs')==1
     assert sum(fits==(o['verdict']=='fits') for fits,o in c if not o['skipped'])>=11
     assert 'Within the limits' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('python', ['python3.12', 'python3.13'])
+def test_the_walk_is_the_same_in_every_python(python):
+    "The step counts references, which are CPython's own affair; planning needs nothing but the standard library"
+    code = """if True:
+        from qlora_nb.memory import estimate
+        from qlora_nb.models import find
+        from qlora_nb.stack import STACKS, Job
+        jobs = [Job(find(m), stack=s, batch=2, length=256, lora_dropout=.05, checkpointing=c, accumulation=a) for m in ('demo', 'Llama-2-7B', 'Qwen2.5-0.5B')
+            for s in STACKS.values() for c in (True, False) for a in (1, 4)]
+        print([estimate(j).tensors for j in jobs])"""
+    def said(program, code=code): return subprocess.run([program, '-c', code], cwd=BENCH.parent, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(BENCH.parent)})
+    if not shutil.which(python) or said(python, '').returncode: pytest.skip(f'no {python} here')
+    other = said(python)
+    assert other.returncode==0, other.stderr
+    assert other.stdout==said(sys.executable).stdout
 
 
 def test_the_predictor_sees_no_answer():
