@@ -6,7 +6,7 @@ interrupt, and SIGKILL as soon as a checkpoint, or a validation, is under way. T
 The SHA-256 of the final adapter and of the optimizer state, and every logged loss, each step once, must be those of the undisturbed run.
 
     python benchmarks/killtest.py [--kills 20] [--seed 0]"""
-import argparse, hashlib, json, os, random, signal, subprocess, sys, tempfile, time
+import argparse, hashlib, json, os, random, shutil, signal, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def trial(model, kind, at, whole):
         have,fresh = checkpoints(folder) if folder.exists() else [],False
         if not have and was!='over':
             fresh = True # nothing was saved yet, so there is nothing to go on from: the run begins again
-            subprocess.run(['rm', '-rf', str(folder)], check=True)
+            shutil.rmtree(folder, ignore_errors=True)
         done = process(model, out, not fresh).wait(300)
         if done: return dict(was=was, at=at, kind=kind, error=(Path(out)/'stderr').read_text()[-400:])
         steps = Counter(e['step'] for e in events(folder) if e['event']=='log' and 'loss' in e)

@@ -320,7 +320,8 @@ def test_the_walk_is_the_same_in_every_python(python):
         jobs = [Job(find(m), stack=s, batch=2, length=256, lora_dropout=.05, checkpointing=c, accumulation=a) for m in ('demo', 'Llama-2-7B', 'Qwen2.5-0.5B')
             for s in STACKS.values() for c in (True, False) for a in (1, 4)]
         print([estimate(j).tensors for j in jobs])"""
-    def said(program, code=code): return subprocess.run([program, '-c', code], cwd=BENCH.parent, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(BENCH.parent)})
+    env = {**os.environ, 'PYTHONPATH': str(BENCH.parent)}
+    def said(program, code=code): return subprocess.run([program, '-c', code], cwd=BENCH.parent, capture_output=True, text=True, env=env)
     if not shutil.which(python) or said(python, '').returncode: pytest.skip(f'no {python} here')
     other = said(python)
     assert other.returncode==0, other.stderr
