@@ -12,10 +12,13 @@ quickstart,images = root/'nbs'/'examples'/'quickstart.ipynb',root/'nbs'/'images'
 
 def pictures(lab, step=30):
     "plan.png, and training.png as it is at this step; then the run is stopped"
-    def picture(i, name):
+    def picture(i, name, height=1066):
+        "The cell, cut off where a table goes on and on"
         lab.cell(0).locator('.jp-InputPrompt').click()
         lab.page.mouse.move(0, 0)
-        lab.cell(i).screenshot(path=images/f'{name}.png')
+        lab.cell(i).evaluate('e => e.scrollIntoView()')
+        box = lab.cell(i).bounding_box()
+        lab.page.screenshot(path=images/f'{name}.png', clip=box | dict(height=min(box['height'], height)))
 
     sources = [o.source for o in nbformat.read(quickstart, 4).cells if o.cell_type=='code']
     plan,train = (next(i for i,s in enumerate(sources) if s.startswith(m)) for m in ('%qlora_plan meta-llama', '%qlora_train'))
