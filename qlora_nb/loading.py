@@ -96,16 +96,17 @@ def load_base(
     "Load the base model, quantised as the config says"
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    dtype,src = getattr(torch, compute),model_source(model)
+    q,dtype,src = config.quantization,getattr(torch, compute),model_source(model)
+    rest = torch.float32 if device.kind=='cpu' and q.bits!='none' else dtype
     kw = dict(revision=config.revision, trust_remote_code=config.trust_remote_code)
     try:
         cfg = AutoConfig.from_pretrained(src, **kw)
         if getattr(cfg, 'is_encoder_decoder', False): raise QLoRAError(f'{model} is an encoder-decoder ({cfg.model_type}); only causal language models are trained here', key='model', value=model)
-        m = AutoModelForCausalLM.from_pretrained(src, dtype=dtype, quantization_config=quantization_config(config.quantization, dtype),
+        m = AutoModelForCausalLM.from_pretrained(src, dtype=rest, quantization_config=quantization_config(q, dtype),
             attn_implementation=attention(device, config.training.max_length), device_map=dict(cpu=None, mps={'': 'mps'}).get(device.kind, {'': 0}), **kw)
     except (OSError, ValueError, ImportError) as e: raise _refused(model, e) from e
     m.config.use_cache = False
-    return guard(m) if device.kind=='cpu' and config.quantization.bits==4 else m
+    return guard(m) if device.kind=='cpu' and q.bits==4 else m
 
 # %% ../nbs/loading.ipynb #73e692a8
 ATTENTION = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'query_key_value', 'dense', 'c_attn', 'out_proj', 'qkv_proj', 'q', 'k', 'v', 'o']

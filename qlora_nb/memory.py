@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ON_TOP', 'TERM_HEAD', 'BYTES', 'UPCASTS', 'OPTIMIZER_STATE', 'METHODS', 'Term', 'Budget', 'target_linears',
-           'adapter_shapes', 'count', 'optimizer_terms', 'budget', 'Estimate', 'estimate', 'rules_of_thumb']
+           'adapter_shapes', 'count', 'optimizer_terms', 'budget', 'Estimate', 'resident', 'estimate', 'rules_of_thumb']
 
 # %% ../nbs/memory.ipynb #adf4d538
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def _rest(arch, dtype, upcast='none'):
     wide = UPCASTS[upcast]
     parts = [(s, g.replace('_', ' '), 4 if g in wide else BYTES[dtype]) for g,s in arch.parameters.items() if g!='linears']
     stored = ', '.join(dict.fromkeys('float32' if each==4 else dtype for _,_,each in parts))
-    return _term('embeddings, norms, head', 'rest', parts, stored, 'not quantised; loaded in the compute type'+', then cast to float32'*(upcast!='none'))
+    return _term('embeddings, norms, head', 'rest', parts, stored, 'not quantised; in the compute type'+', or float32'*(upcast!='none'))
 
 # %% ../nbs/memory.ipynb #6102e3ea
 def target_linears(
@@ -278,17 +278,19 @@ def _alive_terms(blocks, full):
     return out
 
 # %% ../nbs/memory.ipynb #7433556e
-def _states(job):
-    "The budget of a job, and its terms without gradients and without what is paged"
+def resident(
+    job:Job # What is trained, and by which stack
+)->Budget:
+    "What a job keeps in memory between steps"
     s = job.stack
-    b = budget(job.arch, job.method, r=job.r, target_modules=job.target_modules, use_dora=job.use_dora, bits=8 if job.quant=='int8' else 4, quant_type=job.quant,
+    return budget(job.arch, job.method, r=job.r, target_modules=job.target_modules, use_dora=job.use_dora, bits=8 if job.quant=='int8' else 4, quant_type=job.quant,
         double_quant=job.double_quant, optim=job.optim, dtype=job.dtype, adapter_dtype=s.adapter_dtype, paging=job.device!='cpu', upcast=s.upcast)
-    return b,[t for t in b.terms if t.group!='gradients' and not t.pageable]
 
 def _load_term(job):
     sizes = [l.in_features*l.out_features for l in job.arch.linears] if job.method=='qlora' else [0]
     if job.method=='qlora' and job.stack.upcast!='none': sizes += [t.size//t.count for t in job.arch.tensors if t.group in UPCASTS[job.stack.upcast]]
-    return _term('weight being quantised or cast', 'workspace', [(max(sizes), 'parameters', BYTES[job.dtype])], job.dtype, 'the largest one, in the type it is loaded in')
+    dtype = 'float32' if job.device=='cpu' and job.stack.upcast=='all' else job.dtype
+    return _term('weight being quantised or cast', 'workspace', [(max(sizes), 'parameters', BYTES[dtype])], dtype, 'the largest one, in the type it is loaded in')
 
 def _optimizer_work(job, trained):
     dtype = job.dtype if job.method=='full' else job.stack.adapter_dtype
@@ -338,7 +340,8 @@ def estimate(
     job:Job # What is trained, and by which stack
 )->Estimate:
     "The peak of a training step, as `torch.cuda.max_memory_allocated` counts it"
-    b,states = _states(job)
+    b = resident(job)
+    states = [t for t in b.terms if t.group!='gradients' and not t.pageable]
     if job.arch.encoder_decoder: return _states_only(job, b, states)
     targets = [l.name for l in target_linears(job.arch, job.target_modules)] if job.method!='full' else []
     w,pad,work,weight = walk(job, targets, b.trainable),_padding(job),_optimizer_work(job, b.trainable),_load_term(job)

@@ -14,7 +14,7 @@ from .cost import MILLION, Cost, Work, cost, work
 from .errors import QLoRAError, nearest
 from .fit import ENGINES, SOLVED, Fit, Machine, Peak, fit, knobs, loading, peak, solve, spread, suggest
 from .hardware import Device, Precision, glance, gpu, gpus, precision
-from .memory import budget
+from .memory import resident
 from .models import Architecture, find
 from .planpage import plan_html, plan_markdown, plan_text
 from .render import Shown, fmt_bytes
@@ -192,10 +192,6 @@ def _device(config, device, name):
     return RECENT,('No GPU is named under `hardware.gpu` and none was found here: counted for a GPU with native bfloat16 (compute capability 8.0 or higher).',)
 
 # %% ../nbs/planner.ipynb #f60ca4bb
-def _budget(j):
-    return budget(j.arch, j.method, r=j.r, target_modules=j.target_modules, use_dora=j.use_dora, bits=8 if j.quant=='int8' else 4, quant_type=j.quant,
-        double_quant=j.double_quant, optim=j.optim, dtype=j.dtype, adapter_dtype=j.stack.adapter_dtype, paging=j.device!='cpu')
-
 def _fits_config(config, arch):
     "Notes on what the config asks of the model; raises where it cannot be"
     from qlora_nb.config import Config, for_model
@@ -235,7 +231,7 @@ def plan(
         arch = what if isinstance(what, Architecture) else find(config.model)
         said = (*said, *_fits_config(config, arch), *_for_run(config, device))
         jobs = tuple(job_for(config, arch, device, m, todo.longest) for m in METHODS)
-        budgets,chosen = tuple(map(_budget, jobs)),1 if config.quantization.bits=='none' else 2
+        budgets,chosen = tuple(map(resident, jobs)),1 if config.quantization.bits=='none' else 2
         spread(peak(jobs[chosen]), jobs[chosen], machine)
     except QLoRAError as e: raise _at(config, 'model', e) from e
     traced = peak(jobs[chosen], 'trace') if engine=='trace' else None

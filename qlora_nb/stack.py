@@ -70,7 +70,9 @@ def detect(
     if not _version('trl'): return stack('qlora_nb', why=('trl is not installed: the stack of TRL 1.16 is assumed',))
     loss,why = _loss(device)
     upcast,again = 'prepare_model_for_kbit_training(' in _source('trl', 'trainer', 'sft_trainer.py'),'"use_reentrant": True}' in _source('transformers', 'modeling_utils.py')
-    said = (why, f"trl {_version('trl')} {'casts all that is not quantised to float32' if upcast else 'casts nothing to float32 after loading'}",
+    cast = 'casts all that is not quantised to float32' if upcast else 'casts nothing to float32 after loading'
+    if device=='cpu': upcast,cast = True,f'{cast}; on a processor qlora_nb loads it in float32'
+    said = (why, f"trl {_version('trl')} {cast}",
         f"transformers {_version('transformers')} checkpoints {'with' if again else 'without'} re-entry", f"peft {_version('peft')}; qlora_nb trains its adapters in float32")
     return stack('qlora_nb', loss=loss, upcast='all' if upcast else 'none', use_reentrant=again, autocast=None if dtype=='float32' else dtype, why=said)
 
