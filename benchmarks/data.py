@@ -61,15 +61,11 @@ def skewed(n, seed=1):
     def words(k): return ' '.join(rng.choices(WORDS, k=k))
     return [dict(prompt=words(min(400, int(rng.lognormvariate(3, 1.1))+3)), completion=words(rng.randint(4, 24))) for _ in range(n)]
 
-def order(kind, lengths, size, seed=0):
+def order(kind, lengths, size):
     "Row numbers, batch by batch"
-    rng = random.Random(seed)
-    i = list(range(len(lengths)))
-    rng.shuffle(i)
-    if kind=='grouped': i = [k for a in range(0, len(i), 50*size) for k in sorted(i[a:a+50*size], key=lambda k: -lengths[k])]
-    batches = [i[a:a+size] for a in range(0, len(i), size)]
-    rng.shuffle(batches)
-    return batches
+    from qlora_nb.batching import grouped, shuffled
+    i = (grouped(lengths, size) if kind=='grouped' else shuffled(range(len(lengths)))).tolist()
+    return [i[a:a+size] for a in range(0, len(i), size)]
 
 def batches(steps, size=8, cap=512):
     "Seconds and learned tokens of `steps` padded batches of each kind, and of packed sequences that hold as many rows"
@@ -77,7 +73,7 @@ def batches(steps, size=8, cap=512):
     from peft import get_peft_model
     from trl import pack_dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-    from qlora_nb import batching, parse
+    from qlora_nb import parse
     from qlora_nb.data import prepare
     from qlora_nb.loading import load_base, load_tokenizer, lora_config, quiet
     from qlora_nb.trainer import learned_loss
@@ -100,7 +96,6 @@ def batches(steps, size=8, cap=512):
         learned = sum(step(model, b, learned_loss) for b in bs)
         positions = sum(b['input_ids'].numel() for b in bs)
         out[kind] = dict(learned_per_second=learned/(time.perf_counter()-begun), padding=1-d.tokens/positions, batches=len(bs))
-    out['told beforehand'] = dict(random=batching.padding_share(batching.shuffled(d.kept), size), grouped=batching.padding_share(batching.grouped(d.kept, size), size))
     return out
 
 def step(model, batch, loss):

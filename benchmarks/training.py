@@ -49,7 +49,7 @@ def ours(steps, out, checkpointing, seed):
     events = [json.loads(l) for l in (run.folder/'events.jsonl').read_text().splitlines()]
     logs = [e for e in events if e['event']=='log' and 'num_tokens' in e]
     wall = next(e['time'] for e in events if e['event']=='finished')-next(e['time'] for e in events if e['event']=='train_begin')
-    return dict(clock=[e['time'] for e in logs], wall=wall, tokens=[e['num_tokens'] for e in logs], adapter=str(run.adapter), own=run.own_seconds)
+    return dict(clock=[e['time'] for e in logs], wall=wall, tokens=[e['num_tokens'] for e in logs], adapter=str(run.adapter), own=run.own_seconds, trial=run.trial_seconds)
 
 def held_out_loss(adapter):
     "Mean loss a token on the answers of 50 held-out rows, 4-bit base in bfloat16, for both alike"
@@ -79,7 +79,7 @@ def one(variant, steps, seed):
         r = (ours if variant.startswith('ours') else trl)(steps, out, {'trl': True, 'ours_checkpointing': True}.get(variant, False), seed)
         c,n = r['clock'],r['tokens']
         speed = (n[-1]-n[0])/(c[-1]-c[0]) # the first step warms up
-        return dict(variant=variant, tokens_per_second=speed, tokens=n[-1], wall=r['wall'], loss=held_out_loss(r['adapter']), own_share=r.get('own', 0)/r['wall'])
+        return dict(variant=variant, tokens_per_second=speed, tokens=n[-1], wall=r['wall'], loss=held_out_loss(r['adapter']), own_share=r.get('own', 0)/r['wall'], trial=r.get('trial', 0))
 
 def run(variant, steps, seed):
     o = subprocess.run([sys.executable, __file__, '--one', variant, '--steps', str(steps), '--seed', str(seed)], capture_output=True, text=True, env=dict(os.environ, HF_HUB_OFFLINE='1'))
@@ -110,7 +110,8 @@ def main():
     print(f"\ntokens/s, %qlora_train / TRL's defaults: {ratio('ours', 'trl')}")
     print(f"  of it by switching gradient checkpointing off, within TRL: {ratio('trl_no_checkpointing', 'trl')}; within ours: {ratio('ours', 'ours_checkpointing')}")
     print(f"  the rest, gradient checkpointing equal: both off {ratio('ours', 'trl_no_checkpointing')}; both on {ratio('ours_checkpointing', 'trl')}")
-    print(f"time inside callbacks and panel, share of the run: {spread([r['ours']['own_share'] for r in rounds])}")
+    print(f"time inside callbacks and panel, checkpoints included, share of the run: {spread([r['ours']['own_share'] for r in rounds])}")
+    print(f"trial of the longest batch, once before step 1, seconds: {spread([r['ours']['trial'] for r in rounds])}")
     if a.json: Path(a.json).write_text(json.dumps(rounds, indent=1))
 
 if __name__=='__main__': main()

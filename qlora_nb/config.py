@@ -93,6 +93,8 @@ class Training(Section):
     gradient_accumulation_steps: int = Field(16, ge=1, le=10**6, description='passes summed up before one optimizer step')
     max_length: int = Field(1024, ge=8, le=2**20, description='longest row, in tokens; what happens beyond is `data.on_overlength`')
     packing: Switch = Field('auto', description='put several short rows into one sequence, kept apart by the attention mask; `auto`: off')
+    train_sampling_strategy: Literal['auto', 'random', 'group_by_length', 'sequential'] = Field('auto', description=
+        'order of the rows; `auto`: rows of like length together where that saves a tenth of the tokens or more, else random')
     learning_rate: float = Field(2e-4, gt=0, le=1, description='peak step size of the optimizer')
     lr_scheduler_type: Literal[SCHEDULES] = Field('linear', description='course of the learning rate after warm-up')
     warmup_steps: Share = Field(0.03, ge=0, le=10**9, description='optimizer steps until the peak rate, or their share of all steps',
@@ -335,7 +337,7 @@ _REPLACED = {_SECRET: 'token use_auth_token hf_token hub_token auth_token access
     'gone: the machine decides, and the plan says what it found': 'no_cuda use_cpu device_map', 'follows from the model': 'task_type peft_type',
     'follows the hardware; quantization.bnb_4bit_compute_dtype sets the number type by hand': 'fp16 bf16 tf32',
     'gone: adapters are always saved as safetensors': 'save_safetensors', 'see training.save_steps and training.save_minutes': 'save_strategy',
-    'gone from transformers: training.packing avoids padding without sorting the rows': 'group_by_length',
+    'gone from transformers: training.train_sampling_strategy: group_by_length is its new name': 'group_by_length',
     'gone from TRL: data.prompt and data.completion name the columns': 'dataset_text_field text_field formatting_func',
     'the tokenizer is the one that comes with the model': 'tokenizer tokenizer_name processing_class',
     'not used: it shrinks the effective batch in silence; %qlora_plan says beforehand which batch fits': 'auto_find_batch_size',

@@ -234,6 +234,7 @@ class Data(Shown):
     template: Template
     batch_size: int = 1 # Rows of a pass
     accumulation: int = 1 # Passes of a step
+    sampling: str = 'random' # Order of the training rows: random, group_by_length or sequential
     prices: dict = field(default_factory=dict) # `max_length` → bytes that the planner asks for it
     said: list = field(default_factory=list)
     @property
@@ -303,5 +304,8 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     if d.validation: held = _read(config, (d.validation,), 'validation', namespace)
     elif d.validation_size: rs,held = rows.split_off(rs, d.validation_size, t.seed, bool(d.group))
     train = encode_rows(rs, tok, template, config)
-    data = Data(train, held and encode_rows(held, tok, template, config, 'validation'), template, t.per_device_train_batch_size, t.gradient_accumulation_steps)
+    split = t.per_device_train_batch_size,t.gradient_accumulation_steps
+    order = t.train_sampling_strategy
+    if order=='auto': order = 'random' if t.packing is True else batching.sampling(train.kept, *split)
+    data = Data(train, held and encode_rows(held, tok, template, config, 'validation'), template, *split, order)
     return _gate(data, config)

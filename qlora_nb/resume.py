@@ -14,7 +14,7 @@ from .render import Shown, html_table, text_table
 
 # %% ../nbs/resume.ipynb #9453ebaa
 REFUSED = {'model': 'the adapter was trained on the other one', 'revision': 'the adapter was trained on the other one',
-    'training.seed': 'the order of the rows follows from it', 'training.packing': 'the order of the rows follows from it',
+    'training.seed': 'the order of the rows follows from it', **dict.fromkeys(('training.packing', 'training.train_sampling_strategy'), 'the order of the rows follows from it'),
     **dict.fromkeys(('quantization.bits', 'quantization.bnb_4bit_quant_type', 'quantization.bnb_4bit_use_double_quant'), 'the base weights would be others'),
     **dict.fromkeys(('lora.r', 'lora.target_modules', 'lora.use_dora'), 'the adapter in the checkpoint has another shape'),
     **dict.fromkeys(('lora.lora_alpha', 'lora.use_rslora'), 'the same adapter would be another function')}

@@ -10,6 +10,7 @@ __all__ = ['SAME', 'ALTERED', 'PROGRESS', 'sft_config', 'check_trackers', 'Inter
 import contextvars, errno, importlib.util, json, math, os, shutil, signal, threading, time
 from pathlib import Path
 from .errors import QLoRAError
+from .batching import grouped
 from .guardian import chance, curve_words, is_oom, longest_batch, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
 from .render import Shown, fmt_bytes, page
 from .report import ON_GPU, run_html, run_text
@@ -35,6 +36,7 @@ def sft_config(
     return SFTConfig(output_dir=str(folder), use_cpu=device.kind=='cpu', bf16=precision.compute=='bfloat16', fp16=precision.compute=='float16',
         gradient_checkpointing=t.gradient_checkpointing is True, packing=t.packing is True, max_length=t.max_length if t.packing is True else None,
         save_strategy='steps', report_to=list(to) if isinstance(to, tuple) else to, run_name=Path(folder).name, disable_tqdm=True, logging_nan_inf_filter=False,
+        train_sampling_strategy='sequential' if t.train_sampling_strategy=='sequential' else 'random',
         logging_first_step=True, dataloader_pin_memory=device.kind in ('cuda', 'rocm'), **kw)
 
 # %% ../nbs/trainer.ipynb #1bc58b47
@@ -62,7 +64,7 @@ class Run(Shown):
         self.status,self.step,self.total,self.started,self.ended = 'loading',0,config.training.max_steps,time.time(),None
         self.losses,self.evals,self.samples,self.notes,self.checkpoints = [],[],[],list(config.notes),[]
         self.lr = self.grad_norm = self.tokens_per_second = self.memory_now = self.memory_peak = self.memory_planned = self.memory_tried = None
-        self.memory_kind,self.where,self.adapter,self.error,self.own_seconds = '',f'{config.model}','',None,0.
+        self.memory_kind,self.where,self.adapter,self.error,self.own_seconds,self.trial_seconds = '',f'{config.model}','',None,0.,0.
         self.how_to_stop = 'To stop: interrupt the kernel (■). The step is finished and a checkpoint saved; a second ■ ends the cell at once.'
         self.watchers,self.shown,self.model,self.longest,self.planned_terms = [],False,None,'?',''
         self.resumed,self.before,self.changes,self.refused,self.terminated = None,0.,None,False,False
@@ -247,13 +249,15 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
     return type('Watch', (_Steps, _Moments, TrainerCallback), own | dict(run=run))()
 
 def _try_longest(run):
-    was,run.status = run.status,'trying'
+    was,run.status,begun = run.status,'trying',time.perf_counter()
     run.on_change()
     batch,run.longest = longest_batch(run.trainer)
     preflight(run.trainer, batch)
     run.memory_now,run.memory_tried,run.memory_kind = _memory(run.device)
     run.memory_peak,run.status = run.memory_tried,was
     run.event('preflight', tokens=run.longest, peak=run.memory_tried)
+    run.trial_seconds = time.perf_counter()-begun
+    run.own_seconds -= run.trial_seconds # Of the callback that the trial is part of
 
 # %% ../nbs/trainer.ipynb #353d05db
 def _sample(run):
@@ -390,8 +394,20 @@ class _Resuming:
             if self.run._stop.is_set(): raise
 
 # %% ../nbs/trainer.ipynb #56ae8818
+class _ByLength:
+    "A sampler whose order follows from seed and epoch alone, so that a run goes on where it was"
+    def __init__(self, lengths, group, seed): self.lengths,self.group,self.seed,self.epoch = lengths,group,seed,0
+    def __len__(self): return len(self.lengths)
+    def __iter__(self): return iter(grouped(self.lengths, self.group, (self.seed, self.epoch)).tolist())
+    def set_epoch(self, epoch): self.epoch = epoch
+
 class _Trainer(_Saving, _Resuming):
     "What is put before TRL's trainer"
+    def _get_train_sampler(self, train_dataset=None):
+        data,t = self.run.data,self.run.config.training
+        if data.sampling!='group_by_length' or t.packing is True: return super()._get_train_sampler(train_dataset)
+        return _ByLength(data.train.kept, t.per_device_train_batch_size*t.gradient_accumulation_steps, t.seed)
+
     def _get_grad_norm(self, model, grad_norm=None):
         self.norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self.norm
@@ -545,7 +561,7 @@ def _rows(run, namespace):
     from qlora_nb.loading import load_tokenizer
     run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
     run.data = prepare(run.config, run.tokenizer, namespace | run.kept)
-    run.longest = int(max(run.data.train.kept))
+    run.longest,run.config = int(max(run.data.train.kept)),run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})
     run.notes += run.data.notes
     if not run.resumed: _keep_rows(run, namespace)
 
@@ -673,7 +689,8 @@ def _end(run):
     if not run.refused:
         try:
             run.event(run.status, error=None if run.error is None else str(run.error))
-            write_about(run.folder, status=run.status, step=run.step, total=run.total, seconds=round(run.seconds, 3), own_seconds=round(run.own_seconds, 3))
+            times = {k: round(getattr(run, k), 3) for k in ('seconds', 'own_seconds', 'trial_seconds')}
+            write_about(run.folder, status=run.status, step=run.step, total=run.total, **times)
             write_whole(run.folder/'report.html', redact('<!doctype html><meta charset="utf-8"><title>'+run.name+'</title>'+page(run_html(run))))
             write_whole(run.folder/'report.md', redact(run_text(run)+'\n'))
             _mirror(run)

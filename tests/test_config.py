@@ -158,7 +158,7 @@ def test_notes_name_both_names():
 
 @pytest.mark.parametrize('line, words', [
     ('training: {logging_dir: x}', 'output.output_dir'), ('training: {overwrite_output_dir: true}', 'folder of its own'), ('training: {no_cuda: true}', 'the machine decides'),
-    ('tokenizer: x', 'comes with the model'), ('training: {dataset_text_field: text}', 'data.prompt'), ('training: {group_by_length: true}', 'training.packing'),
+    ('tokenizer: x', 'comes with the model'), ('training: {dataset_text_field: text}', 'data.prompt'), ('training: {group_by_length: true}', 'training.train_sampling_strategy'),
     ('training: {bf16: true}', 'bnb_4bit_compute_dtype'), ('training: {warmup_ratio: 5}', "not 'a ratio of 5'")])
 def test_what_is_gone_says_what_replaced_it(line, words):
     problem, = refused(BASE+line)

@@ -54,6 +54,23 @@ def test_optimizers_of_bitsandbytes_go_on_exactly(folder, tmp_path, optim):
     run = train(text, ROWS, name='two', on_change=tiny.at_step(2, stop))
     assert final(resume(str(run.folder), text, ROWS))==one
 
+def positions(run): return sum(b['input_ids'].numel() for b in run.trainer.get_train_dataloader())
+def tokens(run): return {e['step']: e['num_tokens'] for e in events(run.folder) if e['event']=='log' and 'loss' in e}
+
+def test_rows_of_like_length_pad_less_and_go_on_exactly(folder, tmp_path):
+    "Order by length in both epochs, ended in either, with another split of a step too"
+    rows = ROWS | dict(rows=[dict(prompt='who is on the mat '+'x'*(i%2*80), completion='the cat') for i in range(18)])
+    texts = {k: cell(folder, tmp_path, train_sampling_strategy=k, num_train_epochs=2, max_length=128) for k in ('auto', 'group_by_length', 'random')}
+    one,chance = (train(texts[k], rows, name=k) for k in ('auto', 'random'))
+    assert one.data.sampling=='group_by_length' and positions(one)<.9*positions(chance)
+    for step in (2, 7):
+        run = train(texts['group_by_length'], rows, name=f'at{step}', on_change=tiny.at_step(step, stop))
+        assert final(resume(str(run.folder), texts['auto'], rows))==final(one)
+    run = train(texts['auto'], rows, name='split', on_change=tiny.at_step(2, stop))
+    assert tokens(resume(str(run.folder), namespace=rows, micro_batch=4))==tokens(one)
+    run = train(texts['auto'], rows, name='order', on_change=tiny.at_step(2, stop))
+    with pytest.raises(QLoRAError, match='train_sampling_strategy.*the order of the rows follows from it'): resume(str(run.folder), texts['random'], rows)
+
 def test_losses_between_two_logs_are_not_lost(folder, tmp_path):
     text = cell(folder, tmp_path, logging_steps=4, num_train_epochs=2)
     one = final(train(text, ROWS, name='one'))
