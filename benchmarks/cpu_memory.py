@@ -17,12 +17,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from qlora_nb.loading import guard, lora_config, quiet
 from qlora_nb.models import find, from_config
 from qlora_nb.render import fmt_bytes, text_table
-from qlora_nb.stack import Job, stack
+from qlora_nb.stack import Job, detect, stack
 from qlora_nb.trace import _run, trace
 
 LIMIT = .015
 CPU = dict(device='cpu', optim='adamw_torch', lora_dropout=.05)
-TRL,OWN,RAW = stack('trl', adapter_dtype='bfloat16'),stack('qlora_nb', loss='learned'),stack('raw', upcast='all')
+TRL,OWN,RAW = stack('trl', adapter_dtype='bfloat16'),detect('cpu'),stack('raw')
 
 def cut(name, layers):
     "A model's shape with fewer layers"
@@ -60,7 +60,8 @@ def loaded(job, where):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     q = BitsAndBytesConfig(load_in_8bit=True) if job.quant=='int8' else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=job.quant,
         bnb_4bit_use_double_quant=job.double_quant, bnb_4bit_compute_dtype=torch.bfloat16)
-    m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=torch.bfloat16, quantization_config=q, attn_implementation=job.attention)
+    dtype = torch.float32 if job.stack==OWN else torch.bfloat16 # As `load_base` does; the raw loop casts later
+    m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=dtype, quantization_config=q, attn_implementation=job.attention)
     m.config.use_cache = False
     return m if job.quant=='int8' else guard(m)
 
@@ -114,12 +115,13 @@ def own_trainer(job, base, data, tok, folder):
     "What `%qlora_train` makes of its config and its rows"
     from qlora_nb import hardware, parse
     from qlora_nb.trainer import Run, make_trainer
-    config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.r, 'lora.lora_dropout': job.lora_dropout, 'training.optim': job.optim, 'training.max_steps': 2,
+    config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.r, 'lora.lora_dropout': job.lora_dropout, 'training.optim': job.optim, 'training.max_steps': 2, 'training.preflight': False,
         'training.per_device_train_batch_size': job.batch, 'training.gradient_accumulation_steps': job.accumulation, 'training.gradient_checkpointing': job.checkpointing})
     run = Run(config, folder)
     run.device,run.precision,run.tokenizer = hardware.detect(),types.SimpleNamespace(compute='bfloat16', adapters='float32'),tok
-    run.data = types.SimpleNamespace(train=types.SimpleNamespace(dataset=data), validation=None)
-    return make_trainer(run, base)
+    run.data = types.SimpleNamespace(train=types.SimpleNamespace(dataset=data), validation=None, sampling='random')
+    run.trainer = make_trainer(run, base)
+    return run.trainer
 
 def trainer_steps(job, base, folder):
     from datasets import Dataset
