@@ -23,6 +23,7 @@ def work(model, out, resume):
     "One process: train, or go on; `phase` tells the parent what is under way"
     import torch
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler) # A shell that starts this in its background has it ignored
     sys.path.insert(0, str(root/'tests'))
     import tiny
     from qlora_nb import trainer
