@@ -127,7 +127,8 @@ _TrackerList = Annotated[tuple[_TRACKERS, ...], Field(min_length=1)]
 class Output(Section):
     "Where results go"
     output_dir: Name = Field('runs', description='folder in which each run gets a folder of its own')
-    mirror_dir: Name|None = Field(None, description='second place, such as a mounted Drive, to which each checkpoint is copied')
+    mirror_dir: Name|None = Field(None, description=
+        'second place to which each checkpoint is copied: a folder, such as a mounted Drive, or hf://user/name, a private repository on the hub')
 
 class Tracking(Section):
     "Who else is told"

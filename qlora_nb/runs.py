@@ -13,6 +13,7 @@ import hashlib, json, math, os, platform, re, shlex, shutil, socket, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from .errors import QLoRAError, nearest
+from .hub import on_hub, pull, push
 from .render import Shown, fmt_bytes, html_notes, html_table, svg_curve, text_table
 
 # %% ../nbs/runs.ipynb #56834bfa
@@ -224,12 +225,14 @@ def _copy_folder(src, dst):
     os.replace(beside, dst)
 
 def mirror(
-    folder, to # Run folder; the folder that is to hold a copy under the same name
-)->Path: # The copy
+    folder, to # Run folder; the folder, or `hf://user/name`, that is to hold a copy under the same name
+)->Path|None: # The copy; None on the hub
     "Copy the newest checkpoints, the adapter, the rows and the small files"
-    src,dst = Path(folder),Path(to).expanduser()/Path(folder).name
-    dst.mkdir(parents=True, exist_ok=True)
+    src = Path(folder)
     whole = checkpoints(src)
+    if on_hub(to): return push(src, to, [*SMALL, *(f'{n}/' for n in ('data', 'adapter', *(p.name for p in whole)))])
+    dst = Path(to).expanduser()/src.name
+    dst.mkdir(parents=True, exist_ok=True)
     for p in [*whole, src/'data', src/'adapter']:
         if p.is_dir() and (p.name=='adapter' or not (dst/p.name).is_dir() or flaw(dst/p.name, content=False) and p in whole): _copy_folder(p, dst/p.name)
     for n in SMALL:
@@ -253,13 +256,14 @@ def find_run(
         if (at/'config.yaml').is_file(): return at
     here = run_folders(output_dir)
     if not name and here: return here[0]
-    away = run_folders(mirror_dir) if mirror_dir else []
+    if on_hub(mirror_dir) and (back := pull(name, mirror_dir, output_dir)): return back
+    away = run_folders(mirror_dir) if mirror_dir and not on_hub(mirror_dir) else []
     far = next((p for p in away if p.name==name or not name), None)
     if far is not None:
         shutil.copytree(far, Path(output_dir).expanduser()/far.name)
         return Path(output_dir).expanduser()/far.name
     names = [p.name for p in here+away]
-    if not names: raise QLoRAError(f'no run to go on with: there is none in {output_dir}', value=name)
+    if not names: raise QLoRAError(f'no run to go on with: there is none in {output_dir}'+f' or {mirror_dir}'*bool(mirror_dir), value=name)
     raise QLoRAError(f'no run {name!r} in {output_dir}; there are {", ".join(names[:8])}.', value=name, suggestion=nearest(name, names))
 
 # %% ../nbs/runs.ipynb #64ad28e3

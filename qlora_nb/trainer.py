@@ -11,6 +11,7 @@ import contextvars, errno, importlib.util, json, math, os, shutil, signal, threa
 from pathlib import Path
 from .errors import QLoRAError
 from .batching import grouped
+from .hub import on_hub, ready
 from .guardian import chance, curve_words, is_oom, longest_batch, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
 from .render import Shown, fmt_bytes, page
 from .report import ON_GPU, run_html, run_text
@@ -469,7 +470,7 @@ def _mirror(run):
     "Copy to the second place; a failure there is no reason to end a run"
     if not run.config.output.mirror_dir: return
     try: mirror(run.folder, run.config.output.mirror_dir)
-    except OSError as e: run.note(f'the copy in {run.config.output.mirror_dir} is behind: {e.strerror or e}')
+    except (OSError, QLoRAError) as e: run.note(f'the copy in {run.config.output.mirror_dir} is behind: {getattr(e, "strerror", "") or e}')
 
 # %% ../nbs/trainer.ipynb #eff03ea5
 def save_adapter(run, folder=None)->Path: # → the folder
@@ -529,6 +530,7 @@ def _look(run, namespace):
     run.kept = _kept_rows(run, namespace)
     run.config = resolve(run.config, namespace | run.kept, device=run.device)
     check_trackers(run.config)
+    if on_hub(run.config.output.mirror_dir): ready(run.config.output.mirror_dir)
     said = [*run.notes, chosen, *run.config.notes, _volatile(run), *(f'the rows of {k} are those kept in the run folder' for k in run.kept)]
     run.notes = list(dict.fromkeys(n for n in said if n))
     _plan(run)
@@ -538,7 +540,7 @@ def _volatile(run):
     here = str(run.folder.resolve())
     if 'google.colab' not in sys.modules or here.startswith('/content/drive') or run.config.output.mirror_dir: return ''
     return (f'{run.folder} lies on the disk of this Colab session and goes with it: mount Drive and set output.mirror_dir: /content/drive/MyDrive/runs, '
-        'then each checkpoint is copied there')
+        'or set it to hf://user/name, a private repository; then each checkpoint is copied there')
 
 def _plan(run):
     from qlora_nb.planner import plan
@@ -684,21 +686,26 @@ def _unexpected(e):
 
 # %% ../nbs/trainer.ipynb #f1792f68
 def _end(run):
-    run.ended = time.time()
-    run.checkpoints = [p.name for p in checkpoints(run.folder)]
-    if not run.refused:
-        try:
-            run.event(run.status, error=None if run.error is None else str(run.error))
-            times = {k: round(getattr(run, k), 3) for k in ('seconds', 'own_seconds', 'trial_seconds')}
-            write_about(run.folder, status=run.status, step=run.step, total=run.total, **times)
-            write_whole(run.folder/'report.html', redact('<!doctype html><meta charset="utf-8"><title>'+run.name+'</title>'+page(run_html(run))))
-            write_whole(run.folder/'report.md', redact(run_text(run)+'\n'))
-            _mirror(run)
-        except OSError as e: run.note(f'the report could not be written: {e.strerror}')
-    run.lock.drop()
-    run._done.set()
+    try:
+        run.ended = time.time()
+        run.checkpoints = [p.name for p in checkpoints(run.folder)]
+        if not run.refused: _leave(run)
+    finally: # Whatever happens here, no cell may go on waiting
+        run.lock.drop()
+        run._done.set()
     run.on_change()
     if run.terminated: os.kill(os.getpid(), signal.SIGTERM)
+
+def _leave(run):
+    "What a run leaves behind, whichever way it ended"
+    times = {k: round(getattr(run, k), 3) for k in ('seconds', 'own_seconds', 'trial_seconds')}
+    try:
+        run.event(run.status, error=None if run.error is None else str(run.error))
+        write_about(run.folder, status=run.status, step=run.step, total=run.total, **times)
+        write_whole(run.folder/'report.html', redact('<!doctype html><meta charset="utf-8"><title>'+run.name+'</title>'+page(run_html(run))))
+        write_whole(run.folder/'report.md', redact(run_text(run)+'\n'))
+        _mirror(run)
+    except OSError as e: run.note(f'the report could not be written: {e.strerror}')
 
 def _steps_per_epoch(run):
     t = run.trainer

@@ -1,6 +1,6 @@
 "A corpus of small files: each is read as the right form, or answered with the right line; and everything else that can be a source"
 import json, subprocess, sys
-import pytest, tiny
+import polars, pytest, tiny
 from corpus import ALSO, FORMS, KINDS, PARTLY, REFUSED, frame, jsonl
 from qlora_nb.data import inspect
 from qlora_nb.errors import QLoRAError
@@ -88,8 +88,7 @@ def sets():
     return Dataset.from_list(tiny.rows(5))
 
 MADE = dict(list=list, frame=frame, dataset=lambda rs: sets(), columns=lambda rs: {k: [r[k] for r in rs] for k in rs[0]},
-    stream=lambda rs: sets().to_iterable_dataset(),
-    table=lambda rs: sets().data.table, polars=lambda rs: pytest.importorskip('polars').DataFrame(rs))
+    stream=lambda rs: sets().to_iterable_dataset(), table=lambda rs: sets().data.table, polars=polars.DataFrame)
 
 @pytest.mark.parametrize('make', MADE)
 def test_variables(make):
