@@ -84,7 +84,7 @@ def test_a_hub_that_fails_later_ends_no_run(folder, tmp_path, hub):
 def test_which_run_is_meant(tmp_path, hub):
     for n in ('a', 'b'):
         (hub.root/'mira'/'runs'/n).mkdir(parents=True)
-        (hub.root/'mira'/'runs'/n/'run.json').write_text('{}')
+        for f in ('run.json', 'config.yaml'): (hub.root/'mira'/'runs'/n/f).write_text('{}')
     with pytest.raises(QLoRAError, match='name one of a, b'): pull('', 'hf://mira/runs', tmp_path/'out')
     with pytest.raises(QLoRAError, match='there is none in .* or hf://mira/runs'): find_run('c', tmp_path/'out', 'hf://mira/runs')
     assert pull('a', 'hf://mira/runs', tmp_path/'out')==tmp_path/'out'/'a' and find_run('a', tmp_path/'out', 'hf://mira/runs')==tmp_path/'out'/'a'
