@@ -34,7 +34,7 @@ def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from qlora_nb.loading import guard, quantization_config
     run = train(cell(), NS)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation='eager',
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation='eager',
         quantization_config=quantization_config(run.config.quantization, torch.bfloat16))
     again = PeftModel.from_pretrained(guard(base), run.adapter).eval()
     x = torch.arange(3, 40)[None]
