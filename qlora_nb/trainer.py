@@ -533,7 +533,6 @@ def _look(run, namespace):
     if on_hub(run.config.output.mirror_dir): ready(run.config.output.mirror_dir)
     said = [*run.notes, chosen, *run.config.notes, _volatile(run), *(f'the rows of {k} are those kept in the run folder' for k in run.kept)]
     run.notes = list(dict.fromkeys(n for n in said if n))
-    _plan(run)
 
 def _volatile(run):
     import sys
@@ -545,7 +544,9 @@ def _volatile(run):
 def _plan(run):
     from qlora_nb.planner import plan
     from qlora_nb.planpage import LEGEND
-    try: p = plan(run.config, device=run.device)
+    lengths = run.data.train.kept
+    tokens = int(sum(lengths)) if run.config.training.packing is True else [int(n) for n in lengths]
+    try: p = plan(run.config, device=run.device, tokens=tokens)
     except QLoRAError as e: return run.note(f'no plan for this run, so its memory has nothing to be held against: {e}')
     largest = sorted(p.components.items(), key=lambda o: -o[1])[:5]
     run.memory_planned,run.planned_terms = p.tensors_bytes,', '.join(f'{LEGEND.get(g, g)} {fmt_bytes(n)}' for g,n in largest)
@@ -564,6 +565,7 @@ def _rows(run, namespace):
     run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
     run.data = prepare(run.config, run.tokenizer, namespace | run.kept)
     run.longest,run.config = int(max(run.data.train.kept)),run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})
+    _plan(run)
     run.notes += run.data.notes
     if not run.resumed: _keep_rows(run, namespace)
 
