@@ -7,6 +7,7 @@ __all__ = ['KEPT', 'WEEK', 'Messages', 'Rows', 'new_folder', 'read', 'choose', '
 
 # %% ../nbs/rows.ipynb #c870d9d4
 import hashlib, json, random, shutil, tempfile, time, weakref
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -130,7 +131,9 @@ def new_folder()->Path:
     from qlora_nb.demo import cache_dir
     base = cache_dir()/'rows'
     base.mkdir(parents=True, exist_ok=True)
-    for old in [o for o in base.iterdir() if time.time()-o.stat().st_mtime>WEEK]: shutil.rmtree(old, ignore_errors=True)
+    for old in list(base.iterdir()):
+        with suppress(FileNotFoundError): # Another process has just removed its own
+            if time.time()-old.stat().st_mtime>WEEK: shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(dir=base))
 
 # %% ../nbs/rows.ipynb #c904a9f3
