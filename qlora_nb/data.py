@@ -305,7 +305,9 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     elif d.validation_size: rs,held = rows.split_off(rs, d.validation_size, t.seed, bool(d.group))
     train = encode_rows(rs, tok, template, config)
     split = t.per_device_train_batch_size,t.gradient_accumulation_steps
-    order = t.train_sampling_strategy
-    if order=='auto': order = 'random' if t.packing is True else batching.sampling(train.kept, *split)
-    data = Data(train, held and encode_rows(held, tok, template, config, 'validation'), template, *split, order)
+    order,packed = t.train_sampling_strategy,t.packing is True
+    said = ['training.train_sampling_strategy: group_by_length changes nothing for packed rows, which fill one length'] if packed and order=='group_by_length' else []
+    if packed and order!='sequential': order = 'random'
+    elif order=='auto': order = batching.sampling(train.kept, *split)
+    data = Data(train, held and encode_rows(held, tok, template, config, 'validation'), template, *split, order, said=said)
     return _gate(data, config)

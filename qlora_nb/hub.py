@@ -6,7 +6,7 @@
 __all__ = ['HUB', 'on_hub', 'ready', 'push', 'pull']
 
 # %% ../nbs/hub.ipynb #38d1f4f9
-import re, shutil
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from .errors import QLoRAError
@@ -23,22 +23,25 @@ def _repo(place):
     raise QLoRAError('a repository on the hub is written hf://user/name', key='output.mirror_dir', value=place)
 
 def _said(e):
-    kind,lines = type(e).__name__,str(e).strip().splitlines()
-    if 'Token' in kind or '401' in str(e) or '403' in str(e): return 'not allowed: run `huggingface-cli login` with a token that may write (it is never shown or saved here)'
+    kind,lines,status = type(e).__name__,str(e).strip().splitlines(),getattr(getattr(e, 'response', None), 'status_code', None)
+    if 'Token' in kind or status in (401, 403): return 'not allowed: run `huggingface-cli login` with a token that may write (it is never shown or saved here)'
     return f'the hub cannot be reached ({kind})' if 'Connect' in kind or 'Offline' in kind else (lines or [kind])[0][:200]
 
 # %% ../nbs/hub.ipynb #02da0a97
+def _private(place):
+    "The hub's client, once the repository is there and private"
+    from huggingface_hub import HfApi
+    repo,api = _repo(place),HfApi()
+    api.create_repo(repo, private=True, exist_ok=True)
+    if api.repo_info(repo).private: return api
+    raise QLoRAError('this repository is public, and a run holds rows: make it private, or name another', key='output.mirror_dir', value=place)
+
 def ready(
     place:str # `hf://user/name`
 ):
     "Make sure that the repository is there and private"
-    from huggingface_hub import HfApi
-    repo,api = _repo(place),HfApi()
-    try:
-        api.create_repo(repo, private=True, exist_ok=True)
-        private = api.repo_info(repo).private
+    try: _private(place)
     except (OSError, ValueError) as e: raise QLoRAError(f'nothing can be kept in {place}: {_said(e)}', key='output.mirror_dir', value=place) from e
-    if not private: raise QLoRAError('this repository is public, and a run holds rows: make it private, or name another', key='output.mirror_dir', value=place)
 
 # %% ../nbs/hub.ipynb #51a9fa68
 def push(
@@ -46,11 +49,10 @@ def push(
     place:str, # `hf://user/name`
     parts # Names in the folder that are kept; those of folders end in `/`
 ):
-    "Upload a run under its name, as one commit; raises OSError"
-    from huggingface_hub import HfApi
+    "Upload a run under its name, as one commit; raises OSError, or QLoRAError where the repository has become public"
     folder = Path(folder)
-    try: HfApi().upload_folder(repo_id=_repo(place), folder_path=folder, path_in_repo=folder.name, allow_patterns=list(parts), delete_patterns='checkpoint-*',
-        commit_message=f'Copy of {folder.name}')
+    try: _private(place).upload_folder(repo_id=_repo(place), folder_path=folder, path_in_repo=folder.name, allow_patterns=list(parts),
+        delete_patterns='checkpoint-*', commit_message=f'Copy of {folder.name}')
     except (OSError, ValueError) as e: raise OSError(_said(e)) from e
 
 def pull(
@@ -65,7 +67,9 @@ def pull(
         names = sorted({f.split('/')[0] for f in HfApi().list_repo_files(repo) if f.endswith('/run.json')})
         if len(names)>1 and not name: raise QLoRAError(f'several runs are in {place}: name one of {", ".join(names[:8])}', key='--resume')
         if not names or name and name not in names: return None
-        with TemporaryDirectory() as tmp:
-            snapshot_download(repo, allow_patterns=f'{name or names[0]}/*', local_dir=tmp)
-            return Path(shutil.copytree(Path(tmp)/(name or names[0]), into/(name or names[0])))
+        name = name or names[0]
+        into.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=into) as tmp:
+            snapshot_download(repo, allow_patterns=f'{name}/*', local_dir=tmp)
+            return (Path(tmp)/name).rename(into/name)
     except (OSError, ValueError) as e: raise QLoRAError(f'{place} cannot be read: {_said(e)}', key='output.mirror_dir', value=place) from e

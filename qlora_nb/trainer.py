@@ -252,13 +252,15 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
 def _try_longest(run):
     was,run.status,begun = run.status,'trying',time.perf_counter()
     run.on_change()
-    batch,run.longest = longest_batch(run.trainer)
-    preflight(run.trainer, batch)
-    run.memory_now,run.memory_tried,run.memory_kind = _memory(run.device)
-    run.memory_peak,run.status = run.memory_tried,was
-    run.event('preflight', tokens=run.longest, peak=run.memory_tried)
-    run.trial_seconds = time.perf_counter()-begun
-    run.own_seconds -= run.trial_seconds # Of the callback that the trial is part of
+    try:
+        batch,run.longest = longest_batch(run.trainer)
+        preflight(run.trainer, batch)
+        run.memory_now,run.memory_tried,run.memory_kind = _memory(run.device)
+        run.memory_peak,run.status = run.memory_tried,was
+        run.event('preflight', tokens=run.longest, peak=run.memory_tried)
+    finally:
+        run.trial_seconds += (took := time.perf_counter()-begun)
+        run.own_seconds -= took # Of the callback that the trial is part of
 
 # %% ../nbs/trainer.ipynb #353d05db
 def _sample(run):
@@ -406,7 +408,7 @@ class _Trainer(_Saving, _Resuming):
     "What is put before TRL's trainer"
     def _get_train_sampler(self, train_dataset=None):
         data,t = self.run.data,self.run.config.training
-        if data.sampling!='group_by_length' or t.packing is True: return super()._get_train_sampler(train_dataset)
+        if data.sampling!='group_by_length': return super()._get_train_sampler(train_dataset)
         return _ByLength(data.train.kept, t.per_device_train_batch_size*t.gradient_accumulation_steps, t.seed)
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -564,7 +566,8 @@ def _rows(run, namespace):
     from qlora_nb.loading import load_tokenizer
     run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
     run.data = prepare(run.config, run.tokenizer, namespace | run.kept)
-    run.longest,run.config = int(max(run.data.train.kept)),run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})
+    run.longest = int(max(run.data.train.kept))
+    if run.config.training.train_sampling_strategy=='auto': run.config = run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})
     _plan(run)
     run.notes += run.data.notes
     if not run.resumed: _keep_rows(run, namespace)

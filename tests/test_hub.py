@@ -70,7 +70,7 @@ def test_what_is_wrong_with_the_place_is_said_before_anything_is_loaded(folder, 
         return str(e.value)
     assert 'hf://user/name' in said(mirrored(folder, tmp_path/'out', 'hf://runs'))
     hub.private['mira/open'] = False
-    assert 'public' in said(mirrored(folder, tmp_path/'out', 'hf://mira/open'))
+    assert 'public' in said(mirrored(folder, tmp_path/'out', 'hf://mira/open')) and not hub.commits
     hub.fails = LocalTokenNotFoundError('Token is required')
     assert 'huggingface-cli login' in said(mirrored(folder, tmp_path/'out'))
     hub.fails = ConnectionError('no route')
