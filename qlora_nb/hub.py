@@ -24,7 +24,7 @@ def _repo(place):
 
 def _said(e):
     kind,lines,status = type(e).__name__,str(e).strip().splitlines(),getattr(getattr(e, 'response', None), 'status_code', None)
-    if 'Token' in kind or status in (401, 403): return 'not allowed: run `huggingface-cli login` with a token that may write (it is never shown or saved here)'
+    if 'Token' in kind or status in (401, 403): return 'not allowed: run `huggingface_hub.login()` with a token that may write (it is never shown or saved here)'
     return f'the hub cannot be reached ({kind})' if 'Connect' in kind or 'Offline' in kind else (lines or [kind])[0][:200]
 
 # %% ../nbs/hub.ipynb #02da0a97

@@ -45,7 +45,7 @@ def model_source(model:str)->str: # `demo`, a folder or a hub id → what `from_
 def _refused(model, e):
     kind,text = type(e).__name__,str(e)
     if 'gated' in text.lower() or '401' in text or '403' in text or 'Gated' in kind:
-        msg = f'{model} is gated: accept its terms on its hub page, then run `huggingface-cli login` (the token is never shown or saved here)'
+        msg = f'{model} is gated: accept its terms on its hub page, then run `huggingface_hub.login()` (the token is never shown or saved here)'
     elif any(w in text for w in ("couldn't connect", 'offline', 'Connection', 'resolve')):
         msg = f'{model} is not on this machine and the hub cannot be reached; use a folder or `demo`'
     else: msg = f'{model} cannot be loaded: {text.strip().splitlines()[0][:200] if text.strip() else kind}'

@@ -72,7 +72,7 @@ def test_what_is_wrong_with_the_place_is_said_before_anything_is_loaded(folder, 
     hub.private['mira/open'] = False
     assert 'public' in said(mirrored(folder, tmp_path/'out', 'hf://mira/open')) and not hub.commits
     hub.fails = LocalTokenNotFoundError('Token is required')
-    assert 'huggingface-cli login' in said(mirrored(folder, tmp_path/'out'))
+    assert 'huggingface_hub.login()' in said(mirrored(folder, tmp_path/'out'))
     hub.fails = ConnectionError('no route')
     assert 'cannot be reached' in said(mirrored(folder, tmp_path/'out'))
 
