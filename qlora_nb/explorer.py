@@ -6,13 +6,14 @@
 __all__ = ['KNOBS', 'STEPS', 'FOUR_BIT', 'COPY', 'powers', 'offered', 'word', 'turned', 'where', 'glance', 'Explorer', 'Shelf']
 
 # %% ../nbs/explorer.ipynb #0cdc0f14
+from dataclasses import replace
 from html import escape
 
 from .config import choices
 from .errors import QLoRAError
-from .hardware import gpus
+from .hardware import gpus, same_card
 from .models import presets
-from .fit import VERDICTS, Machine, fit
+from .fit import VERDICTS, fit
 from .planner import job_for, plan
 from .planpage import SAID, headline, plan_head, title
 from .render import html_notes, html_table, page, tag
@@ -65,8 +66,9 @@ def where(p)->dict: # Verdict to names of cards, smallest card first
     out = {v: [] for v in VERDICTS}
     for d in sorted((d for d in gpus() if d.memory), key=lambda d: d.memory):
         if p.machine.gpus>1 and d.kind not in ('cuda', 'rocm'): continue
-        job = job_for(p.config, p.architecture, d, p.job.method, p.work.longest)
-        out[fit(job, Machine(d, p.machine.gpus, p.machine.sharding)).verdict].append(d.name)
+        job = job_for(p.config, p.architecture, d, p.job.method, p.work.longest, p.job.learned)
+        band = p.machine.beside if same_card(d.name, p.device.name) else None
+        out[fit(job, replace(p.machine, device=d, beside=band)).verdict].append(d.name)
     return out
 
 def glance(p)->str: # HTML fragment

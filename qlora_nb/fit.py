@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'TRACED', 'WASTE', 'WASTE_FROM', 'CONTEXT', 'PROCESS', 'BASE', 'VERDICTS', 'SHARDINGS', 'DIVIDED', 'SHARD',
-           'SOLVED', 'KEYS', 'Peak', 'peak', 'reserved', 'Fit', 'Machine', 'gathered', 'spread', 'fit', 'Loading',
-           'loading', 'largest', 'solve', 'Knob', 'knobs', 'Suggestion', 'suggest']
+           'SOLVED', 'KEYS', 'Peak', 'peak', 'moving', 'reserved', 'Fit', 'Machine', 'gathered', 'spread', 'fit',
+           'Loading', 'loading', 'largest', 'solve', 'Knob', 'knobs', 'Suggestion', 'suggest']
 
 # %% ../nbs/fit.ipynb #05418fb4
 from dataclasses import dataclass, replace
@@ -69,16 +69,20 @@ WASTE_FROM = 'reserved memory above the tensors, as a share of what is not the b
 CONTEXT,PROCESS = (141*2**20, 500*2**20),(482*2**20, 482*2**20)
 BASE = ('weights', 'constants', 'rest')
 
+def moving(peak:Peak)->int: # Bytes
+    "What is not the base"
+    return peak.tensors+peak.paged-sum(peak.components.get(g, 0) for g in BASE)
+
 def reserved(
     peak:Peak, # Of a step
     attention:str='sdpa', # eager, sdpa or flash_attention_2
-    device:Device|None=None # A processor has no caching allocator
+    device:Device|None=None, # A processor has no caching allocator
+    own:tuple|None=None # Shares that were measured on this machine, in place of the published ones
 )->tuple: # Bytes, low and high
     "What PyTorch takes from the driver"
     if device is not None and device.kind in ('cpu', 'mps'): return peak.tensors,peak.tensors
-    if peak.reserved: return peak.reserved
-    moving = peak.tensors+peak.paged-sum(peak.components.get(g, 0) for g in BASE)
-    return tuple(peak.tensors+round(f*moving) for f in WASTE.get(attention, WASTE['sdpa']))
+    if peak.reserved and not own: return peak.reserved
+    return tuple(peak.tensors+round(f*moving(peak)) for f in own or WASTE.get(attention, WASTE['sdpa']))
 
 # %% ../nbs/fit.ipynb #a5291392
 VERDICTS = ('fits', 'tight', 'no')
@@ -112,6 +116,7 @@ class Machine:
     device: Device # One card
     gpus: int = 1 # Cards of this kind
     sharding: str = '' # How several share a run: ddp or fsdp
+    beside: tuple|None = None # Measured there beside the tensors, low and high: shares of what moves on a GPU, bytes on a processor
 
     def __post_init__(self):
         n,how = self.gpus,self.sharding
@@ -161,8 +166,8 @@ def fit(
 )->Fit:
     "The three numbers of a job on a card, with the verdict"
     p,d = spread(own or peak(job), job, machine),machine.device
-    band = reserved(p, job.attention, d)
-    beside = PROCESS if d.kind in ('cpu', 'mps') else CONTEXT
+    processor = d.kind in ('cpu', 'mps')
+    band,beside = reserved(p, job.attention, d, machine.beside),(machine.beside or PROCESS) if processor else CONTEXT
     return Fit(p.tensors, band, (band[0]+beside[0]+p.paged, band[1]+beside[1]+p.paged), d.memory, p.paged, p.binding)
 
 # %% ../nbs/fit.ipynb #f26e9c8f
@@ -221,7 +226,7 @@ def largest(
 SOLVED = dict(batch=4096, length=2**20, r=4096)
 
 @lru_cache(512)
-def _evaluated(job, key, gpus, sharding, kind): return {}
+def _evaluated(job, key, gpus, sharding, kind, beside): return {}
 
 def solve(
     job:Job, # What stays as it is
@@ -235,7 +240,7 @@ def solve(
     if key=='r' and job.method=='full': return None
     top = min(SOLVED[key], job.arch.max_position_embeddings or SOLVED[key]) if key=='length' else SOLVED[key]
     off = own.tensors-peak(job).tensors if own else 0
-    at = _evaluated(_alike(replace(job, **{key: 1})), key, machine.gpus, machine.sharding, machine.device.kind)
+    at = _evaluated(_alike(replace(job, **{key: 1})), key, machine.gpus, machine.sharding, machine.device.kind, machine.beside)
     return largest(lambda n: fit(replace(job, **{key: n}), machine).device[1], machine.device.memory-off, top, at)
 
 # %% ../nbs/fit.ipynb #dff392e0

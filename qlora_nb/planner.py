@@ -14,6 +14,7 @@ from .cost import MILLION, Cost, Work, cost, work
 from .errors import QLoRAError, nearest
 from .fit import ENGINES, SOLVED, Fit, Machine, Peak, fit, knobs, loading, peak, solve, spread, suggest
 from .hardware import Device, Precision, glance, gpu, gpus, precision
+from .measure import seen
 from .memory import resident
 from .models import Architecture, find
 from .planpage import plan_html, plan_markdown, plan_text
@@ -30,7 +31,8 @@ def job_for(
     arch:Architecture, # The model
     device:Device, # The card
     method:str|None=None, # full, lora or qlora; what the config asks for when left out
-    longest:int|None=None # Tokens of the longest row, where the rows are known
+    longest:int|None=None, # Tokens of the longest row, where the rows are known
+    learned:float=1. # Share of the tokens that is learned
 )->Job:
     "What one step of a config computes on a card"
     from qlora_nb.config import for_device
@@ -42,7 +44,7 @@ def job_for(
     length = min(n for n in (t.max_length, arch.max_position_embeddings, longest) if n)
     code = detect('cpu' if device.kind=='cpu' else 'cuda', dtype)
     return Job(arch, method, 'int8' if q.bits==8 else q.bnb_4bit_quant_type, q.bnb_4bit_use_double_quant, l.r, _targets(l), l.use_dora, l.lora_dropout,
-        t.per_device_train_batch_size, length, accumulation=t.gradient_accumulation_steps, checkpointing=now.get('training.gradient_checkpointing', t.gradient_checkpointing),
+        t.per_device_train_batch_size, length, learned, t.gradient_accumulation_steps, checkpointing=now.get('training.gradient_checkpointing', t.gradient_checkpointing),
         attention=attention(device, t.max_length) or 'sdpa', optim='adamw_torch' if method=='full' else now.get('training.optim', t.optim), dtype=dtype,
         device='cpu' if cpu else 'cuda', capability=device.capability or (8, 0), stack=code)
 
@@ -137,8 +139,8 @@ def _cards(p):
     for d in devices:
         here = d==p.device
         if p.machine.gpus>1 and d.kind not in ('cuda', 'rocm'): continue
-        j = p.job if here else job_for(p.config, p.architecture, d, p.job.method, p.work.longest)
-        out.append(card(j, replace(p.machine, device=d), p.work, p.traced if here else None))
+        j = p.job if here else job_for(p.config, p.architecture, d, p.job.method, p.work.longest, p.job.learned)
+        out.append(card(j, p.machine if here else replace(p.machine, device=d, beside=None), p.work, p.traced if here else None))
     return tuple(out)
 
 # %% ../nbs/planner.ipynb #1ab675d9
@@ -220,7 +222,8 @@ def plan(
     engine:str='formula', # `formula`, or `trace`: both are computed and compared
     tokens=None, # Tokens of the training rows, or the length of each row
     gpus:int=1, # Cards of this kind
-    sharding:str='' # How several share the run: ddp or fsdp
+    sharding:str='', # How several share the run: ddp or fsdp
+    learned:float=1. # Share of the tokens of a batch that is learned, where it is known
 )->Plan:
     "Does it fit, on which card, for how long, for how much"
     if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
@@ -230,14 +233,22 @@ def plan(
     try:
         arch = what if isinstance(what, Architecture) else find(config.model)
         said = (*said, *_fits_config(config, arch), *_for_run(config, device))
-        jobs = tuple(job_for(config, arch, device, m, todo.longest) for m in METHODS)
+        jobs = tuple(job_for(config, arch, device, m, todo.longest, learned) for m in METHODS)
         budgets,chosen = tuple(map(resident, jobs)),1 if config.quantization.bits=='none' else 2
         spread(peak(jobs[chosen]), jobs[chosen], machine)
     except QLoRAError as e: raise _at(config, 'model', e) from e
     traced = peak(jobs[chosen], 'trace') if engine=='trace' else None
+    machine,measured = _own_band(config, machine, jobs[chosen])
     p = Plan(arch, config, jobs, budgets, chosen, machine, precision(device, config.quantization.bnb_4bit_compute_dtype), todo, engine, traced)
-    return replace(p, notes=_notes(p, said, _compared(p.estimates[chosen], traced)))
+    return replace(p, notes=_notes(p, (*said, *measured), _compared(p.estimates[chosen], traced)))
 
 def _for_run(config, device):
     from qlora_nb.config import for_device
     return for_device(config, device)[1]
+
+def _own_band(config, machine, job):
+    "The machine with what its own runs needed beside their tensors"
+    at = config.output.output_dir
+    band,n = seen(at, machine.device, job.attention)
+    said = f'What lies beside the tensors is taken from {n} run{"s" if n>1 else ""} on this device, under {at}.'
+    return (replace(machine, beside=band),(said,)) if band else (machine,())

@@ -40,8 +40,9 @@ def numbers(p)->list: # Rows
     "Tensors, reserved, device"
     rest = f' and {fmt_bytes(p.fit.paged)} of pageable optimizer state' if p.fit.paged else ''
     rows = [('tensors', fmt_bytes(p.tensors_bytes), 'what the step holds at its peak; torch.cuda.max_memory_allocated')]
-    if p.device.kind in ('cpu', 'mps'): return rows+[('process', _band(p.device_bytes), 'with Python and its libraries')]
-    how = 'simulated by the trace' if p.traced else 'from 54 published runs'
+    own = 'as runs on this device measured it' if p.machine.beside else ''
+    if p.device.kind in ('cpu', 'mps'): return rows+[('process', _band(p.device_bytes), f'with Python and its libraries{own and ", "+own}')]
+    how = own or ('simulated by the trace' if p.traced else 'from 54 published runs')
     return rows+[('reserved', _band(p.reserved_bytes), f'what PyTorch takes from the driver; {how}'), ('device', _band(p.device_bytes), 'what nvidia-smi shows: with the CUDA context'+rest)]
 
 LOAD_HEAD = ('before the first step', 'size', '')

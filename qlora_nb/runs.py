@@ -182,6 +182,7 @@ def read_about(folder, default=None)->dict: # What `write_about` wrote
         if default is not None: return default
         raise QLoRAError(f'{folder} is no run folder of this version: it has no run.json') from None
     except (OSError, ValueError) as e: raise QLoRAError(f'{path} cannot be read: {str(e).splitlines()[0]}') from e
+    if not isinstance(said, dict): raise QLoRAError(f'{path} does not hold the facts of a run')
     if said.get('format')!=FORMAT:
         raise QLoRAError(f'{folder} was written by qlora_nb {said.get("versions", {}).get("qlora_nb", "?")} in format {said.get("format")}; this version reads format {FORMAT}')
     return said

@@ -186,9 +186,10 @@ def _mul_fixed(h, a, c, name='product'):
     "By a tensor without a gradient, which is broadcast"
     return _op(h, name, a.shape, _widest(a.dtype, c.dtype), [a], _like(h, 'gradient of a product', a.shape), save=[c])
 
-def _dropout(h, x, p):
+def _dropout(h, x, p, cuda):
+    "On a GPU with a mask of one byte an element; on a processor the factors, 0 or 1/(1-p), are stored in the input's type"
     if not p: return x
-    mask = _new(h, 'dropout mask', x.shape, 'bool')
+    mask = _new(h, 'dropout mask', x.shape, 'bool' if cuda else x.dtype)
     return _op(h, 'dropout', x.shape, x.dtype, [x], _like(h, 'gradient of dropout', x.shape), save=[mask])
 
 # %% ../nbs/step.ipynb #6dca23d6
@@ -386,7 +387,7 @@ def _dora(s, w, name, x, y):
     h,given,l,ad = s.h,y.dtype,s.linears[name],s.stack.adapter_dtype
     whole,out,m = (l.out_features, l.in_features),y.shape,w[name+'.magnitude']
     scratch = [_new(h, 'identity', (l.in_features, l.in_features), ad)]+[_new(h, n, whole, ad) for n in ('product of the adapters', 'base weight', 'scaled product', 'updated weight')]
-    x = _call(_dropout, h, x, s.job.lora_dropout)
+    x = _call(_dropout, h, x, s.job.lora_dropout, s.cuda)
     z = _call(_linear, h, _call(_linear, h, x, w[name+'.A'], None, 'A x'), w[name+'.B'], None, 'B A x')
     def back(g, kept):
         product = _new(h, 'gradient of the magnitude, unsummed', out, g.dtype)
@@ -402,7 +403,7 @@ def _adapted(s, w, name, x, y):
     if s.quant in ('nf4', 'fp4'): y = _clone(h, y)
     if s.quant is None or not h.autocast: x = _cast(h, x, s.stack.adapter_dtype)
     if j.use_dora: return _dora(s, w, name, x, y)
-    z = _call(_linear, h, _call(_linear, h, _call(_dropout, h, x, j.lora_dropout), w[name+'.A'], None, 'A x'), w[name+'.B'], None, 'B A x')
+    z = _call(_linear, h, _call(_linear, h, _call(_dropout, h, x, j.lora_dropout, s.cuda), w[name+'.A'], None, 'A x'), w[name+'.B'], None, 'B A x')
     z = _scale(h, z)
     if s.quant is None: return _cast(h, _add(h, y, z), given)
     return _add(h, y, z if h.autocast else _cast(h, z, given))
@@ -693,7 +694,7 @@ def walk(
         grads = _all_grads(w)
         falls = not s.full and sum(g.store.bytes for g in grads)*(n-2)<=sum(b.bytes for b in between)
         between.clear()
-        if falls: queue,pending,between = None,None,_copies(h, [g.store.key for g in grads], n-1)
+        if falls: queue,pending,end,between = None,None,None,_copies(h, [g.store.key for g in grads], n-1)
         else:
             between = _copies(h, [g.store.key for g in grads], n-2)
             _backward(h, queue, pending)

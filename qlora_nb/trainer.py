@@ -8,11 +8,13 @@ __all__ = ['SAME', 'ALTERED', 'PROGRESS', 'sft_config', 'check_trackers', 'Inter
 
 # %% ../nbs/trainer.ipynb #1d2e4bcb
 import contextvars, errno, importlib.util, json, math, os, shutil, signal, threading, time
+from contextlib import nullcontext
 from pathlib import Path
 from .errors import QLoRAError
 from .batching import grouped
 from .hub import on_hub, ready
-from .guardian import chance, curve_words, is_oom, longest_batch, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
+from .guardian import chance, curve_words, is_oom, longest_batch, longest_rows, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
+from .measure import against, beside, meter
 from .render import Shown, fmt_bytes, page
 from .report import ON_GPU, run_html, run_text
 from .resume import Changes, compare, extension, merged, refuse
@@ -67,7 +69,7 @@ class Run(Shown):
         self.lr = self.grad_norm = self.tokens_per_second = self.memory_now = self.memory_peak = self.memory_planned = self.memory_tried = None
         self.memory_kind,self.where,self.adapter,self.error,self.own_seconds,self.trial_seconds = '',f'{config.model}','',None,0.,0.
         self.how_to_stop = 'To stop: interrupt the kernel (■). The step is finished and a checkpoint saved; a second ■ ends the cell at once.'
-        self.watchers,self.shown,self.model,self.longest,self.planned_terms = [],False,None,'?',''
+        self.watchers,self.shown,self.model,self.longest,self.planned_terms,self.plan,self.loaded,self.against = [],False,None,'?','',None,None,[]
         self.resumed,self.before,self.changes,self.refused,self.terminated = None,0.,None,False,False
         self._stop,self._abandon,self._done = threading.Event(),threading.Event(),threading.Event()
 
@@ -145,6 +147,10 @@ def _memory(device):
     import psutil, resource
     return psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024, 'whole Python process (RSS)'
 
+def _look_at_memory(run):
+    run.memory_now,peak,run.memory_kind = _memory(run.device)
+    run.memory_peak = max(run.memory_peak or 0, peak)
+
 def _dead_adapters(model): # → names of lora_B tensors without a gradient
     "Adapters that learn nothing: after the first step every `lora_B` must have a non-zero gradient"
     def dead(p): return p.grad is None or not bool(p.grad.any())
@@ -172,7 +178,7 @@ class _Steps:
         run,self.trainer.whole = self.run,True
         run.step = state.global_step
         self.busy += time.time()-self.begun
-        run.memory_now,run.memory_peak,run.memory_kind = _memory(run.device)
+        _look_at_memory(run)
         if run._abandon.is_set(): raise _Abandoned
         if run._stop.is_set(): self._stop(control)
         elif 0<60*run.config.training.save_minutes<time.time()-self.saved: control.should_save = True
@@ -249,15 +255,23 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
     own = {n: timed(f) for c in (_Steps, _Moments) for n,f in vars(c).items() if n.startswith('on_')}
     return type('Watch', (_Steps, _Moments, TrainerCallback), own | dict(run=run))()
 
+def _hold_against(run, measured):
+    if run.plan is None or not measured.phases: return
+    run.against = against(run.plan, measured)
+    write_about(run.folder, measured=dict(device=run.device.name, attention=run.plan.job.attention, beside=beside(run.plan, measured), terms=run.against))
+
 def _try_longest(run):
     was,run.status,begun = run.status,'trying',time.perf_counter()
     run.on_change()
     try:
         batch,run.longest = longest_batch(run.trainer)
-        preflight(run.trainer, batch)
-        run.memory_now,run.memory_tried,run.memory_kind = _memory(run.device)
-        run.memory_peak,run.status = run.memory_tried,was
-        run.event('preflight', tokens=run.longest, peak=run.memory_tried)
+        m = preflight(run.trainer, batch, run.device)
+        if run.loaded: m.phases = dict(load=run.loaded, **m.phases)
+        _look_at_memory(run)
+        run.memory_peak = max(run.memory_peak, m.tensors)
+        run.memory_tried,run.status = m.tensors or run.memory_peak,was
+        run.event('preflight', tokens=run.longest, peak=run.memory_tried, phases=m.phases, held=m.held, reserved=m.reserved, process=m.process)
+        _hold_against(run, m)
     finally:
         run.trial_seconds += (took := time.perf_counter()-begun)
         run.own_seconds -= took # Of the callback that the trial is part of
@@ -497,14 +511,14 @@ Run.save = save_adapter
 
 # %% ../nbs/trainer.ipynb #4824180b
 def _work(run, namespace):
-    from qlora_nb.loading import load_base, quiet
+    from qlora_nb.loading import quiet
     try:
         with quiet():
             for part in (_look, _rows, _compare):
                 part(run, namespace or {})
                 _go_on(run)
             _seed(run)
-            run.trainer = make_trainer(run, load_base(run.config.model, run.config, run.device, run.precision.compute))
+            run.trainer = make_trainer(run, _base(run))
             _go_on(run)
             _learn(run)
             _keep(run)
@@ -543,16 +557,32 @@ def _volatile(run):
     return (f'{run.folder} lies on the disk of this Colab session and goes with it: mount Drive and set output.mirror_dir: /content/drive/MyDrive/runs, '
         'or set it to hf://user/name, a private repository; then each checkpoint is copied there')
 
+# %% ../nbs/trainer.ipynb #789f56f0
+def _learned_share(run): # Of the longest batch; of all rows where they are packed
+    rows,t = run.data.train,run.config.training
+    if t.packing is True: return rows.learned/rows.tokens
+    top,longest = longest_rows(rows.dataset, t.per_device_train_batch_size)
+    return sum(n!=-100 for labels in rows.dataset[top]['labels'] for n in labels)/(len(top)*longest)
+
 def _plan(run):
     from qlora_nb.planner import plan
     from qlora_nb.planpage import LEGEND
     lengths = run.data.train.kept
     tokens = int(sum(lengths)) if run.config.training.packing is True else [int(n) for n in lengths]
-    try: p = plan(run.config, device=run.device, tokens=tokens)
+    try: p = run.plan = plan(run.config, device=run.device, tokens=tokens, learned=_learned_share(run))
     except QLoRAError as e: return run.note(f'no plan for this run, so its memory has nothing to be held against: {e}')
     largest = sorted(p.components.items(), key=lambda o: -o[1])[:5]
-    run.memory_planned,run.planned_terms = p.tensors_bytes,', '.join(f'{LEGEND.get(g, g)} {fmt_bytes(n)}' for g,n in largest)
+    run.memory_planned,run.planned_terms = max(n for k,n in p.phases.items() if k!='load'),', '.join(f'{LEGEND.get(g, g)} {fmt_bytes(n)}' for g,n in largest)
     if not run.resumed: write_whole(run.folder/'plan.md', str(p)+'\n')
+
+def _base(run):
+    "The base; on a GPU with the peak of its loading"
+    from qlora_nb.loading import load_base
+    with meter(run.device) if run.device.kind in ('cuda', 'rocm') else nullcontext() as m:
+        if m: m.phase('load')
+        base = load_base(run.config.model, run.config, run.device, run.precision.compute)
+    run.loaded = m and m.phases['load']
+    return base
 
 # %% ../nbs/trainer.ipynb #c8e9adc6
 def _kept_rows(run, namespace): # Variable → rows, where the notebook does not have them
@@ -672,6 +702,7 @@ def _resize(run, micro, accumulation):
     run.resumed = latest(run.folder)[0]
     if run.resumed is None: _seed(run)
     run.changes = run.changes or Changes([])
+    _plan(run)
     write_about(run.folder, resolved=run.config.flat)
 
 # %% ../nbs/trainer.ipynb #349cf85a

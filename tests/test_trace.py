@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from qlora_nb.errors import QLoRAError
-from qlora_nb.models import from_config
-from qlora_nb.stack import Job, stack
+from qlora_nb.memory import estimate
+from qlora_nb.models import find, from_config
+from qlora_nb.stack import Job, detect, stack
 from qlora_nb.trace import _Pool, CATEGORIES, Log, trace
 
 SHAPE = dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, vocab_size=512)
@@ -60,6 +61,14 @@ def test_plain_attention():
 def test_runs(changes):
     t = trace(replace(JOB, **changes))
     assert t.tensors>0 and 'Peaks:' in str(t) and '<table' in t._repr_html_()
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [dict(), dict(lora_dropout=.05), dict(lora_dropout=.05, attention='eager'), dict(checkpointing=True), dict(learned=.3)], ids=str)
+def test_formula_on_a_processor(changes):
+    "The dropout of a processor keeps its factors in the input's type, four times what a GPU's mask takes"
+    kw = dict(batch=4, length=96, device='cpu', optim='adamw_torch', checkpointing=False, stack=detect('cpu'))
+    job = Job(find('demo'), **(kw | changes))
+    assert estimate(job).tensors==pytest.approx(trace(job).tensors, rel=.03)
 
 def test_paged():
     big = replace(JOB, arch=arch(hidden_size=1024), r=128, optim='paged_adamw_32bit')
