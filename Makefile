@@ -30,7 +30,7 @@ demo: $(READY) $(QUICKSTART)
 course: $(READY)
 	HF_HUB_OFFLINE=1 python tools/course.py
 
-## docs   the course, the examples and every module as a static site in _docs/; built and read without a network
+## docs   the course, the examples and every module as a static site in _docs/; built and read without a network; REPO_URL=https://github.com/… adds links that open a lesson in Colab
 docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict -f docs/mkdocs.yml
 	@echo 'Open _docs/index.html; with search: python -m http.server -d _docs'
@@ -42,7 +42,7 @@ test: lint sync demo
 
 ## lint   the style check
 lint: $(READY)
-	chkstyle nbs tests tools benchmarks setup.py --show-rule
+	chkstyle nbs tests tools benchmarks docs setup.py --show-rule
 
 # Works in a dirty tree too: it fails when this very run had to change something, and leaves it changed.
 ## sync   export, clean, README; fails if a file was out of step, and leaves it put right

@@ -28,6 +28,7 @@ def one(kind, steps, out):
         run = ip.user_ns['run']
     else: run = train(cell, name='run')
     said = {e['event']: e['time'] for e in events(run.folder)}
+    print()
     print(json.dumps(dict(wall=said['finished']-said['train_begin'], own=run.own_seconds+run.trial_seconds, checkpoints=len([e for e in events(run.folder) if e['event']=='checkpoint']))))
 
 def run(kind, steps):

@@ -261,8 +261,9 @@ def find_run(
     away = run_folders(mirror_dir) if mirror_dir and not on_hub(mirror_dir) else []
     far = next((p for p in away if p.name==name or not name), None)
     if far is not None:
-        shutil.copytree(far, Path(output_dir).expanduser()/far.name)
-        return Path(output_dir).expanduser()/far.name
+        back = Path(output_dir).expanduser()/far.name
+        _copy_folder(far, back)
+        return back
     names = [p.name for p in here+away]
     if not names: raise QLoRAError(f'no run to go on with: there is none in {output_dir}'+f' or {mirror_dir}'*bool(mirror_dir), value=name)
     raise QLoRAError(f'no run {name!r} in {output_dir}; there are {", ".join(names[:8])}.', value=name, suggestion=nearest(name, names))

@@ -12,3 +12,10 @@ def test_menu_names_every_notebook():
 def test_index_names_every_lesson():
     text = ''.join(c.source for c in nbformat.read(root/'nbs'/'course'/'index.ipynb', 4).cells)
     assert not [p.name for p in (root/'nbs'/'course').glob('[0-9]*.ipynb') if f']({p.name})' not in text]
+
+def test_colab_opens_what_github_has(monkeypatch):
+    monkeypatch.syspath_prepend(root/'docs')
+    from colab import link
+    at = 'https://colab.research.google.com/github/someone/qlora_nb/blob/main/nbs/course/04_nf4.ipynb'
+    for repo in ('https://github.com/someone/qlora_nb', 'https://github.com/someone/qlora_nb.git', 'https://github.com/someone/qlora_nb/'): assert f'href="{at}"' in link(repo, 'course/04_nf4.ipynb')
+    assert not any((link('', 'course/04_nf4.ipynb'), link(None, 'index.ipynb'), link('https://example.org/x', 'course/04_nf4.ipynb'), link(repo, 'memory.ipynb')))

@@ -9,7 +9,8 @@ from hypothesis import Phase, given, settings, strategies as st
 
 from qlora_nb import fit as home
 from qlora_nb.errors import QLoRAError
-from qlora_nb.fit import BASE, CONTEXT, KEYS, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, knobs, largest, loading, peak, reserved, solve, spread, suggest
+from qlora_nb.fit import (BASE, CONTEXT, KEYS, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, knobs, largest, loading, peak, reserved,
+    solve, spread, suggest)
 from qlora_nb.hardware import Device, gpu
 from qlora_nb.models import find
 from qlora_nb.render import GiB
@@ -180,7 +181,7 @@ def test_what_costs_nothing_is_changed_first():
 
 def test_loading(tmp_path):
     l = loading(JOB)
-    assert l.download==2*LLAMA.num_parameters and l.shard==10**10 and PROCESS[1]<l.host[0]<l.host[1] and l.peak==peak(JOB).phases['load']
+    assert l.download==2*LLAMA.num_parameters and l.shard==10**10 and LIBRARIES<l.host[0]<l.host[1] and l.peak==peak(JOB).phases['load']
     (tmp_path/'a.safetensors').write_bytes(b'x'*1000)
     (tmp_path/'b.safetensors').write_bytes(b'x'*300)
     here = loading(replace(JOB, arch=replace(LLAMA, source=str(tmp_path/'config.json'))))
