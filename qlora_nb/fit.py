@@ -169,7 +169,7 @@ def fit(
     p,d = spread(own or peak(job), job, machine),machine.device
     processor = d.kind in ('cpu', 'mps')
     band,beside = reserved(p, job.attention, d, machine.beside),(machine.beside or PROCESS) if processor else CONTEXT
-    return Fit(p.tensors, band, (band[0]+beside[0]+p.paged, band[1]+beside[1]+p.paged), d.memory, p.paged, p.binding)
+    return Fit(p.tensors, band, tuple(round(a+b)+p.paged for a,b in zip(band, beside)), d.memory, p.paged, p.binding)
 
 # %% ../nbs/fit.ipynb #f26e9c8f
 SHARD = 10*10**9

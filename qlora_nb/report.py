@@ -62,7 +62,7 @@ AGAINST_HEAD = ('memory of the longest batch', 'planned', 'measured', 'off by, o
 def against_rows(run)->list: # Rows of text
     "What the trial batch took, beside the plan"
     peak = max((n for name,_,n in run.against if name.startswith('peak')), default=1)
-    return [(name, fmt_bytes(plan), fmt_bytes(real), f'{(plan-real)/peak:+.1%}') for name,plan,real in run.against]
+    return [(name, fmt_bytes(plan), fmt_bytes(real), f'{round((plan-real)/peak, 3)+0:+.1%}') for name,plan,real in run.against]
 
 def _against_html(run):
     if not run.against: return ''
