@@ -1,12 +1,13 @@
 """From a file of rows to tokens and labels: ours against `datasets.map` with TRL's preparation; and what batches of several kinds learn a second.
 
 Preparation: each variant is a process of its own, with empty caches, on the same JSON-lines file of prompts and completions, and ends with a dataset of token
-ids and labels on disk. Reported are rows a second and the growth of the resident set over the imports, also for a file of a tenth.
+ids and labels on disk. Reported are rows a second and the growth over the imports of the resident set and, of it, of the process's own memory: the rest are pages
+of mapped files, which the system takes back when it needs them. The same for a file of a tenth.
 Batches: the demo model, 4-bit with adapters, on rows of skewed length; forward and backward on batches at random, grouped by length, and packed; the figure is
 learned tokens a second.
 
     python benchmarks/data.py [--rows 200000] [--steps 12] [--skip prepare|batches] [--json OUT]"""
-import argparse, json, os, random, resource, subprocess, sys, tempfile, time
+import argparse, json, os, random, re, resource, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
 WORDS = '''pump valve motor filter sensor door lift boiler fan belt leaks stops hums trips drips heats cools shakes again today since Monday please send someone before the
@@ -22,6 +23,22 @@ def write_rows(path, n, seed=0):
             f.write(json.dumps(row)+'\n')
 
 def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+def now(what): return int(re.search(rf'{what}:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
+
+class Watch:
+    "The largest own memory inside, seen every tenth of a second"
+    def __enter__(self):
+        self.before = self.most = now('RssAnon')
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.look, daemon=True)
+        self.thread.start()
+        return self
+    def look(self):
+        while not self.done.wait(.1): self.most = max(self.most, now('RssAnon'))
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+        self.grown = max(self.most, now('RssAnon'))-self.before
 
 def ours(path):
     import datasets
@@ -31,9 +48,9 @@ def ours(path):
     assert datasets
     tok = load_tokenizer('demo')
     tok('warm up')
-    before,begun = rss(),time.perf_counter()
-    with quiet(): d = prepare(parse(f'model: demo\ndata: {{train: {path}}}\ntraining: {{max_length: 1024}}'), tok).train
-    return dict(rows=len(d), seconds=time.perf_counter()-begun, grown=rss()-before, peak=rss(), learned=d.learned)
+    before,begun = now('VmRSS'),time.perf_counter()
+    with quiet(), Watch() as w: d = prepare(parse(f'model: demo\ndata: {{train: {path}}}\ntraining: {{max_length: 1024}}'), tok).train
+    return dict(rows=len(d), seconds=time.perf_counter()-begun, grown=rss()-before, own=w.grown, learned=d.learned)
 
 def trl(path):
     "What a person writes who follows TRL's documentation; a model of one tiny layer, since the trainer prepares the rows when it is made"
@@ -46,14 +63,15 @@ def trl(path):
     c = LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
     model = LlamaForCausalLM(c)
     tok('warm up')
-    before,begun = rss(),time.perf_counter()
-    rows = load_dataset('json', data_files=path, split='train')
-    rows = rows.map(lambda r: dict(prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])]))
+    before,begun = now('VmRSS'),time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        t = SFTTrainer(model, SFTConfig(out, use_cpu=True, bf16=False, report_to='none', max_length=1024), train_dataset=rows, processing_class=tok)
+        with Watch() as w:
+            rows = load_dataset('json', data_files=path, split='train')
+            rows = rows.map(lambda r: dict(prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])]))
+            t = SFTTrainer(model, SFTConfig(out, use_cpu=True, bf16=False, report_to='none', max_length=1024), train_dataset=rows, processing_class=tok)
         n,seconds,grown = len(t.train_dataset),time.perf_counter()-begun,rss()-before
         learned = sum(len(b)-b.count(-100) for o in t.train_dataset.select_columns('labels').iter(1000) for b in o['labels'])
-    return dict(rows=n, seconds=seconds, grown=grown, peak=rss(), learned=learned)
+    return dict(rows=n, seconds=seconds, grown=grown, own=w.grown, learned=learned)
 
 def skewed(n, seed=1):
     "Short answers to prompts of very unequal length: as in collections of instructions, three rows of ten bring a passage to read, the others a line or two"
@@ -140,7 +158,7 @@ def prepared(n, variants, out):
             print(f'{rows:,} rows, {Path(path).stat().st_size/2**20:.1f} MiB')
             for v in variants:
                 o = out[f'{v} {rows}'] = child(v, path)
-                print(f"  {v:5} {o['rows']/o['seconds']:8,.0f} rows/s, grown by {o['grown']/2**20:6.0f} MiB to a peak of {o['peak']/2**20:6.0f} MiB, {o['learned']:,} learned tokens", flush=True)
+                print(f"  {v:5} {o['rows']/o['seconds']:8,.0f} rows/s, grown by {o['grown']/2**20:6.0f} MiB, of it {o['own']/2**20:6.0f} MiB own, {o['learned']:,} learned tokens", flush=True)
         if len(variants)==2:
             assert out[f'ours {n}']['rows']==out[f'trl {n}']['rows']==n
             print(f"  ours / TRL: {out[f'trl {n}']['seconds']/out[f'ours {n}']['seconds']:.2f} times the rows a second")
