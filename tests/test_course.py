@@ -49,7 +49,7 @@ def ran(tmp_path_factory):
             if c.cell_type=='code': cells += [added(m, tags=['raises-exception'], mutant=True) for call in calls(c, 'claim')[1] for m in mutants(call)]
         for n in asked(nb): cells.append(added(f"{exercise(n).solution}\ncheck({n!r}, {n})", solves=n))
         nb.cells,t = cells,time.perf_counter()
-        NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path_factory.mktemp(path.stem))))).execute()
+        NotebookClient(nb, timeout=1500, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path_factory.mktemp(path.stem))))).execute()
         done[path] = nb,time.perf_counter()-t
         return done[path]
     return run
