@@ -7,7 +7,7 @@ __all__ = ['SAYS', 'chance', 'put_back', 'longest_rows', 'longest_batch', 'prefl
            'oom_words', 'remedy', 'rows_of', 'not_a_number', 'curve_words']
 
 # %% ../nbs/guardian.ipynb #f3a7be0f
-import ctypes, gc, math, random, sys, traceback
+import ctypes, gc, heapq, math, random, sys, traceback
 from .errors import QLoRAError
 from .measure import Measured, held, meter
 from .render import fmt_bytes
@@ -61,20 +61,20 @@ def _on_cpu(o):
     return type(o)(_on_cpu(v) for v in o) if isinstance(o, (list, tuple)) else o
 
 def longest_rows(
-    rows, # A `datasets.Dataset` with `input_ids`
+    lengths, # Tokens of each row
     n:int # Rows of a micro-batch
-)->tuple: # Numbers of the rows; tokens of the longest
+)->list: # Numbers of the rows, the longest first
     "The rows that need the most memory together"
-    import pyarrow.compute as pc
-    lengths = pc.list_value_length(rows.select_columns(['input_ids']).with_format('arrow')[:]['input_ids']).to_pylist()
-    return sorted(range(len(lengths)), key=lambda i: -lengths[i])[:n],max(lengths)
+    return heapq.nlargest(n, range(len(lengths)), key=lengths.__getitem__)
 
 def longest_batch(trainer)->tuple: # The batch as the loss takes it; tokens of its longest row
     "The micro-batch that needs the most memory"
+    import pyarrow.compute as pc
     rows = trainer.train_dataset
-    top,longest = longest_rows(rows, trainer.args.per_device_train_batch_size)
+    lengths = pc.list_value_length(rows.select_columns(['input_ids']).with_format('arrow')[:]['input_ids']).to_pylist()
+    top = longest_rows(lengths, trainer.args.per_device_train_batch_size)
     columns = [c for c in rows.column_names if c in (trainer._signature_columns or rows.column_names)]
-    return trainer._prepare_inputs(trainer.data_collator([{k: rows[i][k] for k in columns} for i in top])),longest
+    return trainer._prepare_inputs(trainer.data_collator([{k: rows[i][k] for k in columns} for i in top])),lengths[top[0]]
 
 # %% ../nbs/guardian.ipynb #e7e3a61f
 def _settle(trainer):

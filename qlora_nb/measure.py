@@ -106,8 +106,8 @@ class _OnCpu:
         import torch
         self._all = contextlib.ExitStack()
         self._all.enter_context(_silent())
-        try: self._profile = self._all.enter_context(torch.autograd.profiler.profile(self._counts, use_kineto=True, profile_memory=True))
-        except RuntimeError: self._counts = False
+        self._counts = self._counts and not torch.autograd.profiler._is_profiler_enabled
+        self._profile = self._all.enter_context(torch.autograd.profiler.profile(self._counts, use_kineto=True, profile_memory=True))
         self._anew = _forget_peak()
         return self
 
@@ -180,10 +180,10 @@ def seen(
     device, # The card of the next plan
     attention:str # eager, sdpa or flash_attention_2
 )->tuple: # The band, or None; runs it comes from
-    "What runs on the same card had beside their tensors"
+    "What the newest runs on the same card had beside their tensors"
     from qlora_nb.runs import read_about, run_folders
     found = []
-    for folder in run_folders(output_dir)[:50]:
+    for folder in run_folders(output_dir)[:20]:
         try: m = read_about(folder).get('measured') or {}
         except QLoRAError: continue
         if same_card(m.get('device'), device.name) and m.get('attention')==attention and isinstance(m.get('beside'), (int, float)): found.append(m['beside'])

@@ -2,7 +2,6 @@
 from types import SimpleNamespace as S
 import pytest, tiny
 from qlora_nb import parse, plan
-from qlora_nb.errors import QLoRAError
 from qlora_nb.fit import CONTEXT, PROCESS
 from qlora_nb.hardware import detect, gpu
 from qlora_nb.measure import Measured, against, beside, held, meter, seen
@@ -47,6 +46,18 @@ def test_a_meter_is_quiet_and_counts_this_thread(capfd):
     assert 4*(256*1024+8*1024)<out['forward']<out['backward'] and out['process']>100*2**20
     assert capfd.readouterr().err==''
 
+@pytest.mark.parametrize('there', ['in this thread', 'in another'])
+def test_a_person_who_profiles_the_cell_keeps_kernel_and_profile(folder, tmp_path, there):
+    "PyTorch 2.13 ends the process when a second profile begins in another thread"
+    from torch.profiler import profile
+    with profile(profile_memory=True) as p:
+        if there=='in another': run = train(cell(folder, tmp_path, max_steps=2), ROWS, name='run')
+        else:
+            with meter(CPU) as m: m.phase('forward')
+            assert m.phases=={}
+    assert p.key_averages() is not None
+    if there=='in another': assert run.status=='finished' and run.memory_tried is None and any('was not measured' in n for n in run.notes) and not run.against
+
 def test_what_is_freed_inside_does_not_count_below_zero():
     import torch
     old = [torch.empty(2**20) for _ in range(4)]
@@ -56,7 +67,7 @@ def test_what_is_freed_inside_does_not_count_below_zero():
         x = torch.empty(2**18)
     assert m.phases==dict(forward=17*2**20)
 
-def test_an_error_inside_comes_out(capfd):
+def test_an_error_inside_comes_out():
     with pytest.raises(RuntimeError, match='^mine$'), meter(CPU) as m:
         m.phase('forward')
         raise RuntimeError('mine')
@@ -114,6 +125,4 @@ def test_a_folder_that_says_nothing_is_passed_over(tmp_path, text):
     (tmp_path/'run'/'run.json').write_text(text)
     assert seen(tmp_path, gpu('T4'), 'sdpa')==(None, 0)
 
-def test_no_figures_no_table():
-    assert against(None, Measured({}, {}))==[] and beside(S(tensors_bytes=5), Measured({}, {})) is None
-    with pytest.raises(QLoRAError): plan('model: demo\ndata: {train: demo}', gpu='T5')
+def test_no_figures_no_table(): assert against(None, Measured({}, {}))==[] and beside(S(tensors_bytes=5), Measured({}, {})) is None
