@@ -57,18 +57,17 @@ def _silent():
         os.close(kept)
         os.close(nowhere)
 
-def _peaks(events, resident):
-    "The largest running sum in each phase, of a profile's events"
-    marks = sorted((e.start_ns(), e.end_ns(), e.name()[len(_MARK):]) for e in events if e.name().startswith(_MARK))
-    total,out = resident,{}
-    moments = sorted([(e.start_ns(), e.nbytes()) for e in events if e.name()=='[memory]']+[(begin, 0) for begin,_,_ in marks])
-    for at,size in moments:
-        total += size
-        for begin,end,name in marks:
-            if begin<=at<=end: out[name] = max(out.get(name, 0), total)
-    return out
-
 _MARK = 'qlora_nb: '
+
+def _peaks(events, resident):
+    "The largest running sum after each mark, of the events of one thread in their order"
+    total,phase,out = resident,None,{}
+    for e in events:
+        if e.kind()=='memory_alloc': total += e.cpu_memory_usage()
+        elif e.kind()=='push' and e.name().startswith(_MARK): phase = e.name()[len(_MARK):]
+        else: continue
+        if phase: out[phase] = max(out.get(phase, 0), total)
+    return out
 
 # %% ../nbs/measure.ipynb #65db3cd9
 def _forget_peak():
@@ -101,32 +100,31 @@ class _OnGpu:
 
 # %% ../nbs/measure.ipynb #4936fd57
 class _OnCpu:
-    def __init__(self, resident, counts): self.phases,self.reserved,self.process,self._resident,self._counts,self._mark = {},None,None,resident,counts,None
+    def __init__(self, resident, counts): self.phases,self.reserved,self.process,self._resident,self._counts = {},None,None,resident,counts
     def __enter__(self):
-        import torch
-        self._all = contextlib.ExitStack()
-        self._all.enter_context(_silent())
-        self._counts = self._counts and not torch.autograd.profiler._is_profiler_enabled
-        self._profile = self._all.enter_context(torch.autograd.profiler.profile(self._counts, use_kineto=True, profile_memory=True))
+        try:
+            import torch.autograd.profiler_legacy as legacy
+            if self._counts: legacy._enable_profiler_legacy(legacy.profile(profile_memory=True).config())
+        except (ImportError, AttributeError, RuntimeError): self._counts = False
+        self._quiet = _silent()
+        self._quiet.__enter__()
         self._anew = _forget_peak()
         return self
 
     def phase(self, name):
         import torch
-        self._close()
-        self._mark = torch.autograd.profiler.record_function(_MARK+name)
-        self._mark.__enter__()
+        with torch.autograd.profiler.record_function(_MARK+name): pass
 
-    def _close(self):
-        if self._mark is not None: self._mark.__exit__(None, None, None)
-        self._mark = None
+    def _stop(self):
+        from torch.autograd.profiler_legacy import _disable_profiler_legacy
+        return _disable_profiler_legacy()
 
     def __exit__(self, failed, *_):
-        self._close()
-        self._all.close()
+        self._quiet.__exit__(None, None, None)
+        threads = self._stop() if self._counts else []
         if failed: return
         if self._anew: self.process = process_peak()
-        if self._counts: self.phases = _peaks(self._profile.kineto_results.events(), self._resident)
+        self.phases = {k: n for events in threads for k,n in _peaks(events, self._resident).items()}
 
 def meter(
     device, # From `hardware`; figures for CUDA, ROCm and processors

@@ -255,7 +255,7 @@ def _watch(run): # → a `TrainerCallback` that keeps `run` up to date
     own = {n: timed(f) for c in (_Steps, _Moments) for n,f in vars(c).items() if n.startswith('on_')}
     return type('Watch', (_Steps, _Moments, TrainerCallback), own | dict(run=run))()
 
-UNMEASURED = 'the longest batch fits; what it took was not measured, because a profiler of yours runs, or this kind of device has no meter here'
+UNMEASURED = 'the longest batch fits; what it took was not measured: this kind of device, or this PyTorch, has no meter that is known here'
 
 def _hold_against(run, measured):
     if not measured.phases: return run.note(UNMEASURED)
