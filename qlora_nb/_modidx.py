@@ -413,6 +413,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qlora_nb.lesson.predict': ('lesson.html#predict', 'qlora_nb/lesson.py'),
                                  'qlora_nb.lesson.quietly': ('lesson.html#quietly', 'qlora_nb/lesson.py'),
                                  'qlora_nb.lesson.reveal': ('lesson.html#reveal', 'qlora_nb/lesson.py'),
+                                 'qlora_nb.lesson.use_gpu': ('lesson.html#use_gpu', 'qlora_nb/lesson.py'),
                                  'qlora_nb.lesson.verdict': ('lesson.html#verdict', 'qlora_nb/lesson.py')},
             'qlora_nb.loading': { 'qlora_nb.loading._refused': ('loading.html#_refused', 'qlora_nb/loading.py'),
                                   'qlora_nb.loading.attention': ('loading.html#attention', 'qlora_nb/loading.py'),

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'todo', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'claim', 'Claims', 'claims', 'predict', 'reveal',
            'Exercise', 'new_exercise', 'exercises', 'exercise', 'verdict', 'check', 'attempt', 'axes', 'Picture',
-           'quietly', 'live', 'explore']
+           'quietly', 'use_gpu', 'live', 'explore']
 
 # %% ../nbs/lesson.ipynb #4526b2f4
-import base64, io, logging, math
+import base64, io, logging, math, os
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
@@ -216,6 +216,17 @@ def quietly(name:str): # The module
     log.setLevel(logging.ERROR)
     try: return import_module(name)
     finally: log.setLevel(level)
+
+# %% ../nbs/lesson.ipynb #afdbeae8
+def use_gpu(
+    yes:bool # False: as on a machine without one
+)->None: # Raises QLoRAError when it is too late to change
+    "Whether the lesson's models may go to a GPU that is there; before anything has asked for one"
+    import torch
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES')==''
+    if not yes: os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    if hidden if yes else torch.cuda.is_available():
+        raise QLoRAError(f'use_gpu({yes}) comes too late: this kernel has {"hidden the GPU" if yes else "already found a GPU"}. Restart the kernel and run the lesson from the top.')
 
 # %% ../nbs/lesson.ipynb #a8f8cbbb
 def live()->bool: # False under nbclient, nbconvert and in a script

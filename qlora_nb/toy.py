@@ -55,7 +55,7 @@ def fit(
     opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
     for _ in range(steps):
-        x,y = batch(tasks, n, rng)
+        x,y = (t.to(model.device) for t in batch(tasks, n, rng))
         loss = model(input_ids=x, labels=y, use_cache=False).loss
         loss.backward()
         opt.step(), schedule.step(), opt.zero_grad()
@@ -70,6 +70,6 @@ def accuracy(
 )->float: # Share of rows with all six letters right
     "How often the whole answer is right"
     import torch
-    x,y = batch([task], n, random.Random(999))
+    x,y = (t.to(model.device) for t in batch([task], n, random.Random(999)))
     with torch.no_grad(): guess = model(input_ids=x, use_cache=False, **kw).logits.argmax(-1)
     return (guess[:, -WORD-1:-1]==y[:, -WORD:]).all(1).float().mean().item()
