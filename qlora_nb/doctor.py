@@ -53,8 +53,11 @@ def check_versions(have:dict|None=None)->list: # Package → version; what is in
 def check_gpu()->list:
     "Driver, CUDA and capability, or the processor in their place"
     import torch
-    from qlora_nb.hardware import _smi, detect, precision
+    from qlora_nb.hardware import _smi, _visible, detect, precision
     cards,d = _smi(),detect()
+    if cards and not _visible(cards, os.environ):
+        return [Finding('GPU', 'note', f"{cards[0]['name']}, hidden by CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}: training runs on the processor",
+            'to train on it, restart the kernel without that setting')]
     if cards and not torch.cuda.is_available():
         return [Finding('GPU', 'bad', f"the driver sees {cards[0]['name']}, PyTorch {torch.__version__} does not",
             'install a PyTorch built for CUDA that this driver knows: `nvidia-smi` shows the version at its top right')]

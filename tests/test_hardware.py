@@ -140,6 +140,17 @@ def test_smi_reads_the_tool(tmp_path, monkeypatch):
     assert hardware._smi()==[] and glance() is None
 
 
+@pytest.mark.parametrize('hidden,state,said', [('', 'note', "hidden by CUDA_VISIBLE_DEVICES=''"), (None, 'bad', 'PyTorch')])
+def test_the_doctor_tells_a_hidden_card_from_one_that_pytorch_cannot_use(monkeypatch, hidden, state, said):
+    import torch
+    from qlora_nb.doctor import check_gpu
+    monkeypatch.setattr(torch.cuda, 'is_available', bool)
+    smi(monkeypatch, [T4])
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden) if hidden is not None else monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    finding, = check_gpu()
+    assert finding.state==state and 'Tesla T4' in finding.found and said in finding.found and finding.remedy
+
+
 def test_glance_at_a_card_that_nobody_knows(monkeypatch):
     smi(monkeypatch, CARDS)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,0')
