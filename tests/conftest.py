@@ -1,5 +1,5 @@
 "What several test files need: the project's own files, its wheel, and a browser"
-import os, shutil, subprocess, sys
+import os, shutil, signal, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -9,6 +9,11 @@ def files(*paths):
     "The project's files: what git tracks, and what it would with `git add .`"
     out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '--', *paths], cwd=root, capture_output=True, text=True, check=True)
     return [Path(o) for o in out.stdout.splitlines() if (root/o).is_file()]
+
+@pytest.fixture(autouse=True)
+def interrupt():
+    "KeyboardInterrupt, as in a kernel, though a shell that starts pytest in its background has SIGINT ignored, and an earlier test may have changed it"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
