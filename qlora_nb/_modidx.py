@@ -482,7 +482,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qlora_nb.measure._OnCpu.__enter__': ('measure.html#_oncpu.__enter__', 'qlora_nb/measure.py'),
                                   'qlora_nb.measure._OnCpu.__exit__': ('measure.html#_oncpu.__exit__', 'qlora_nb/measure.py'),
                                   'qlora_nb.measure._OnCpu.__init__': ('measure.html#_oncpu.__init__', 'qlora_nb/measure.py'),
-                                  'qlora_nb.measure._OnCpu._stop': ('measure.html#_oncpu._stop', 'qlora_nb/measure.py'),
                                   'qlora_nb.measure._OnCpu.phase': ('measure.html#_oncpu.phase', 'qlora_nb/measure.py'),
                                   'qlora_nb.measure._OnGpu': ('measure.html#_ongpu', 'qlora_nb/measure.py'),
                                   'qlora_nb.measure._OnGpu.__enter__': ('measure.html#_ongpu.__enter__', 'qlora_nb/measure.py'),

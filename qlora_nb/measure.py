@@ -104,6 +104,7 @@ class _OnCpu:
     def __enter__(self):
         try:
             import torch.autograd.profiler_legacy as legacy
+            self._end = legacy._disable_profiler_legacy
             if self._counts: legacy._enable_profiler_legacy(legacy.profile(profile_memory=True).config())
         except (ImportError, AttributeError, RuntimeError): self._counts = False
         self._quiet = _silent()
@@ -115,13 +116,9 @@ class _OnCpu:
         import torch
         with torch.autograd.profiler.record_function(_MARK+name): pass
 
-    def _stop(self):
-        from torch.autograd.profiler_legacy import _disable_profiler_legacy
-        return _disable_profiler_legacy()
-
     def __exit__(self, failed, *_):
         self._quiet.__exit__(None, None, None)
-        threads = self._stop() if self._counts else []
+        threads = self._end() if self._counts else []
         if failed: return
         if self._anew: self.process = process_peak()
         self.phases = {k: n for events in threads for k,n in _peaks(events, self._resident).items()}
