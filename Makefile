@@ -43,6 +43,7 @@ test: lint sync demo
 ## lint   the style check
 lint: $(READY)
 	chkstyle nbs tests tools benchmarks docs setup.py --show-rule
+	@python tools/house.py
 
 # Works in a dirty tree too: it fails when this very run had to change something, and leaves it changed.
 ## sync   export, clean, README; fails if a file was out of step, and leaves it put right

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from qlora_nb.loading import guard, lora_config, quiet
-from qlora_nb.models import find, from_config
+from qlora_nb.training.loading import guard, lora_config, quiet
+from qlora_nb.facts.models import find, from_config
 from qlora_nb.render import fmt_bytes, text_table
-from qlora_nb.stack import Job, detect, stack
-from qlora_nb.trace import _run, trace
+from qlora_nb.simulation.job import Job, detect, stack
+from qlora_nb.simulation.trace import _run, trace
 
 LIMIT = .015
 CPU = dict(device='cpu', optim='adamw_torch', lora_dropout=.05)
@@ -113,8 +113,9 @@ def trl_trainer(job, base, data, tok, folder):
 
 def own_trainer(job, base, data, tok, folder):
     "What `%qlora_train` makes of its config and its rows"
-    from qlora_nb import hardware, parse
-    from qlora_nb.trainer import Run, make_trainer
+    from qlora_nb import parse
+    from qlora_nb.facts import hardware
+    from qlora_nb.training.trainer import Run, make_trainer
     config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.r, 'lora.lora_dropout': job.lora_dropout,
         'training.optim': job.optim, 'training.max_steps': 2, 'training.preflight': False,
         'training.per_device_train_batch_size': job.batch, 'training.gradient_accumulation_steps': job.accumulation, 'training.gradient_checkpointing': job.checkpointing})
@@ -126,7 +127,7 @@ def own_trainer(job, base, data, tok, folder):
 
 def trainer_steps(job, base, folder):
     from datasets import Dataset
-    from qlora_nb.loading import load_tokenizer
+    from qlora_nb.training.loading import load_tokenizer
     trainer = (trl_trainer if job.stack.name=='trl' else own_trainer)(job, base, Dataset.from_list(rows(job)), load_tokenizer('demo'), folder)
     trainer.add_callback(Marked().callback())
     return trainer.model,trainer.train

@@ -43,8 +43,8 @@ class Watch:
 def ours(path):
     import datasets
     from qlora_nb import parse
-    from qlora_nb.data import prepare
-    from qlora_nb.loading import load_tokenizer, quiet
+    from qlora_nb.data.gate import prepare
+    from qlora_nb.training.loading import load_tokenizer, quiet
     assert datasets
     tok = load_tokenizer('demo')
     tok('warm up')
@@ -57,7 +57,7 @@ def trl(path):
     from datasets import disable_progress_bars, load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
-    from qlora_nb.demo import model_path
+    from qlora_nb.facts.demo import model_path
     disable_progress_bars()
     tok = AutoTokenizer.from_pretrained(model_path())
     c = LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
@@ -81,7 +81,7 @@ def skewed(n, seed=1):
 
 def order(kind, lengths, size):
     "Row numbers, batch by batch"
-    from qlora_nb.batching import grouped, shuffled
+    from qlora_nb.data.batching import grouped, shuffled
     i = (grouped(lengths, size) if kind=='grouped' else shuffled(range(len(lengths)))).tolist()
     return [i[a:a+size] for a in range(0, len(i), size)]
 
@@ -92,9 +92,9 @@ def batches(steps, size=8, cap=512):
     from trl import pack_dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
     from qlora_nb import parse
-    from qlora_nb.data import prepare
-    from qlora_nb.loading import load_base, load_tokenizer, lora_config, quiet
-    from qlora_nb.trainer import learned_loss
+    from qlora_nb.data.gate import prepare
+    from qlora_nb.training.loading import load_base, load_tokenizer, lora_config, quiet
+    from qlora_nb.training.trainer import learned_loss
     cfg = parse(f'model: demo\ndata: {{train: rows}}\ntraining: {{max_length: {cap}, per_device_train_batch_size: {size}}}')
     with quiet():
         tok = load_tokenizer('demo')
@@ -125,7 +125,7 @@ def step(model, batch, loss):
 
 def child(what, arg):
     "The result of one variant in a process with empty caches"
-    from qlora_nb.demo import model_path
+    from qlora_nb.facts.demo import model_path
     with tempfile.TemporaryDirectory() as tmp:
         cache = Path(tmp)/'cache'
         cache.mkdir()

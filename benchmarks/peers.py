@@ -62,7 +62,7 @@ def question(row):
     "What every planner is told of a row"
     from published_memory import job_of, visible
     from qlora_nb.errors import QLoRAError
-    from qlora_nb.hardware import gpu
+    from qlora_nb.facts.hardware import gpu
     j = job_of(visible(row))
     try: card = gpu(row['gpu'].removeprefix('NVIDIA ')).memory
     except QLoRAError: card = 24*2**30
@@ -93,7 +93,7 @@ def ask_peers(rows, folder):
 def ask_ours(row, engine):
     "Tensors in bytes, and the band of reserved memory"
     from published_memory import job_of, visible
-    from qlora_nb.fit import peak, reserved
+    from qlora_nb.planning.fit import peak, reserved
     j = job_of(visible(row))
     p = peak(j, engine)
     return p.tensors, reserved(p, j.attention)

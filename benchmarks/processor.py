@@ -8,9 +8,9 @@ import torch
 from types import SimpleNamespace as S
 from peft import get_peft_model
 from qlora_nb import parse
-from qlora_nb.hardware import detect
-from qlora_nb.loading import load_base, lora_config, quiet, upcast_adapters
-from qlora_nb.trainer import learned_loss
+from qlora_nb.facts.hardware import detect
+from qlora_nb.training.loading import load_base, lora_config, quiet, upcast_adapters
+from qlora_nb.training.trainer import learned_loss
 
 CFG = parse('model: demo\ndata: {train: demo}\ntraining: {max_length: 1024}')
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_nb.errors import QLoRAError
-from qlora_nb.hardware import gpu
-from qlora_nb.models import FAMILIES, find, from_config
+from qlora_nb.facts.hardware import gpu
+from qlora_nb.facts.models import FAMILIES, find, from_config
 from qlora_nb.render import fmt_bytes, text_table
-from qlora_nb.stack import Job, stack
+from qlora_nb.simulation.job import Job, stack
 
 HIDDEN = ('id', 'source', 'value', 'value_gib', 'unit', 'fits', 'also', 'notes', 'completeness', 'tier')
 UNITS = {'bytes': 1, 'B': 1, 'MiB': 2**20, 'GiB': 2**30, 'GB(1e9)': 10**9, 'GB': 10**9, 'MB': 10**6}
@@ -89,8 +89,8 @@ def job_of(row)->Job: # `row` as `visible` gives it
 
 def predict(row, engine='formula'): # → bytes
     "The predictor; it is given what `visible` leaves of a row"
-    if engine=='trace': from qlora_nb.trace import trace as f
-    else: from qlora_nb.memory import estimate as f
+    if engine=='trace': from qlora_nb.simulation.trace import trace as f
+    else: from qlora_nb.planning.memory import estimate as f
     return f(job_of(row)).tensors
 
 def card_of(row): # → `Device`, or None for a card that the catalogue does not know
@@ -144,7 +144,7 @@ def within(rows, engine): # → what is outside the limits
     return bad
 
 def speed(): # → seconds, the median of 20
-    from qlora_nb.memory import estimate
+    from qlora_nb.planning.memory import estimate
     job,times = Job(find('Llama-2-70B'), batch=2, length=2048),[]
     for _ in range(21):
         begun = time.perf_counter()

@@ -20,7 +20,7 @@ def trl(steps, out, checkpointing, seed):
     from datasets import load_dataset
     from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
-    from qlora_nb.demo import data_path, model_path
+    from qlora_nb.facts.demo import data_path, model_path
     rows = load_dataset('json', data_files=str(data_path('train')), split='train').select_columns(['prompt', 'completion'])
     rows = rows.map(lambda r: dict(prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])]))
     q = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
@@ -57,8 +57,8 @@ def held_out_loss(adapter):
     from peft import PeftModel
     from types import SimpleNamespace as S
     from qlora_nb import parse
-    from qlora_nb.data import prepare
-    from qlora_nb.loading import load_base, load_tokenizer, quiet
+    from qlora_nb.data.gate import prepare
+    from qlora_nb.training.loading import load_base, load_tokenizer, quiet
     with quiet():
         cfg = parse('model: demo\ndata: {train: demo, validation: demo}')
         held = prepare(cfg, load_tokenizer('demo')).validation.dataset.select(range(50))

@@ -1,7 +1,8 @@
 "QLoRA fine-tuning inside Jupyter: `%load_ext qlora_nb`, or `plan`, `train`, `compare` … from Python"
 __version__ = '0.1.0'
 
-_homes = dict(parse='config', plan='planner', train='trainer', compare='evaluate', generate='evaluate', QLoRAError='errors')
+_homes = dict(parse='config.schema', resolve='config.schema', inspect='data.rows', prepare='data.gate', plan='planning.planner', train='training.trainer', resume='training.trainer',
+    compare='results.evaluate', generate='results.evaluate', QLoRAError='errors')
 __all__ = list(_homes)
 
 def __getattr__(name):
@@ -14,10 +15,10 @@ def __dir__(): return [*globals(), *__all__]
 
 def load_ipython_extension(ip):
     "`%load_ext qlora_nb`"
-    from .magics import load
+    from .ui.magics import load
     load(ip)
 
 def unload_ipython_extension(ip):
     "`%unload_ext qlora_nb`"
-    from .magics import unload
+    from .ui.magics import unload
     unload(ip)

@@ -1,6 +1,6 @@
 "`python -m qlora_nb`"
 import sys
 
-from .cli import main
+from .ui.cli import main
 
 if __name__=='__main__': sys.exit(main())

@@ -3,8 +3,8 @@ import json, subprocess, sys
 
 import pytest
 
-from qlora_nb.cli import main
-from qlora_nb.hardware import gpus
+from qlora_nb.ui.cli import main
+from qlora_nb.facts.hardware import gpus
 
 CELL = 'model: meta-llama/Llama-2-7b-hf\ndata: {train: tickets.jsonl}\ntraining: {per_device_train_batch_size: 2}\n'
 

@@ -4,10 +4,10 @@ from functools import cache
 from types import SimpleNamespace
 import pytest, yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
-from qlora_nb.config import CHAT_TEMPLATES, FIELDS, FORMER, FORMER_VALUES, GONE, OPTIMIZERS, SCHEDULES, SECTIONS
-from qlora_nb.config import Config, allowed, choices, complete, docs_table, parse, resolve
+from qlora_nb.config.schema import CHAT_TEMPLATES, FIELDS, FORMER, FORMER_VALUES, GONE, OPTIMIZERS, SCHEDULES, SECTIONS
+from qlora_nb.config.schema import Config, allowed, choices, complete, docs_table, parse, resolve
 from qlora_nb.errors import QLoRAError
-from qlora_nb.hardware import Device
+from qlora_nb.facts.hardware import Device
 
 BASE = 'model: demo\ndata: {train: demo}\n'
 HOUSE = '''%%qlora_config
@@ -345,7 +345,7 @@ def test_what_the_machine_says():
     assert resolve(cpu, device=CPU)==cpu and resolve(cpu, device=CPU).notes==cpu.notes
 
 def test_sections_can_be_made_in_python():
-    from qlora_nb.config import Data, Lora, Settings, Training
+    from qlora_nb.config.schema import Data, Lora, Settings, Training
     s = Settings(model='demo', data=Data(train='demo', validation_size=20), lora=Lora(target_modules=['q_proj']), training=Training(warmup_steps=0.1))
     assert (s.data.validation_size, s.lora.target_modules, s.training.warmup_steps)==(20, ('q_proj',), 0.1)
     for bad in (dict(rank=8), dict(r=0), dict(lora_dropout=float('nan'))):
@@ -356,15 +356,15 @@ def test_a_gpu_of_the_catalogue():
     with pytest.raises(QLoRAError, match='line 3, hardware.gpu: no GPU'): resolve(parse(BASE+'hardware: {gpu: T44}'))
 
 def test_other_rooms_know_every_choice():
-    from qlora_nb.data import TEMPLATES
-    from qlora_nb.memory import OPTIMIZER_STATE
+    from qlora_nb.data.gate import TEMPLATES
+    from qlora_nb.planning.memory import OPTIMIZER_STATE
     assert set(CHAT_TEMPLATES)=={'auto', 'tokenizer', *TEMPLATES} and set(OPTIMIZER_STATE)==set(OPTIMIZERS)
 
 # ---- imports
 
 def test_import_is_light():
     heavy = "('torch', 'transformers', 'numpy', 'peft', 'bitsandbytes', 'datasets', 'trl', 'IPython')"
-    subprocess.run([sys.executable, '-c', f'import qlora_nb.config, sys; bad=[m for m in {heavy} if m in sys.modules]; assert not bad, bad'], check=True)
+    subprocess.run([sys.executable, '-c', f'import qlora_nb.config.schema, sys; bad=[m for m in {heavy} if m in sys.modules]; assert not bad, bad'], check=True)
 
 # ---- fuzz: only QLoRAError ever escapes
 

@@ -6,12 +6,12 @@ import pytest
 from conftest import root
 from hypothesis import given, strategies as st
 
-from qlora_nb.config import Training
-from qlora_nb.cost import EFFICIENCY, MILLION, Work, cost, flops_per_token, fmt_dollars, fmt_hours, padded, step_seconds, work
+from qlora_nb.config.schema import Training
+from qlora_nb.planning.time import EFFICIENCY, MILLION, Work, cost, flops_per_token, fmt_dollars, fmt_hours, padded, step_seconds, work
 from qlora_nb.errors import QLoRAError
-from qlora_nb.hardware import Device, gpu, gpus
-from qlora_nb.models import find, from_config
-from qlora_nb.stack import Job
+from qlora_nb.facts.hardware import Device, gpu, gpus
+from qlora_nb.facts.models import find, from_config
+from qlora_nb.simulation.job import Job
 
 JOB = Job(find('Llama-2-7B'))
 ROWS = [r for r in json.loads((root/'benchmarks/data/measured_memory.json').read_text()) if (r.get('also') or {}).get('tokens_per_s')]

@@ -6,7 +6,7 @@ from conftest import root
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from qlora_nb.errors import QLoRAError
-from qlora_nb.lesson import attempt, check, exercise, exercises
+from qlora_nb.teach.lesson import attempt, check, exercise, exercises
 
 LESSONS = sorted((root/'nbs'/'course').glob('[0-9][0-9]_*.ipynb'))
 EXERCISES = sorted(exercises())
@@ -145,7 +145,7 @@ def test_unknown_exercise_is_answered():
     with pytest.raises(QLoRAError, match="no exercise 'scael'.*'scale'"): exercise('scael')
 
 def test_unwritten_answer_is_no_mistake(capsys):
-    from qlora_nb.lesson import todo
+    from qlora_nb.teach.lesson import todo
     tries = exercise('scale').tries
     for answer in (todo, lambda x: todo): check('scale', answer)
     assert capsys.readouterr().out.count('nothing to check yet')==2 and exercise('scale').tries==tries

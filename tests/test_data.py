@@ -1,13 +1,14 @@
 "What is learned from a row, against strings written by hand; what is counted, refused, cached, packed and shown"
 import json, re
 import pytest, tiny
-from qlora_nb import batching, parse
-from qlora_nb.data import encode_rows, prepare
+from qlora_nb import parse
+from qlora_nb.data import batching
+from qlora_nb.data.gate import encode_rows, prepare
 from qlora_nb.errors import QLoRAError
-from qlora_nb.forms import Asked
-from qlora_nb.rows import read
-from qlora_nb.sources import parts
-from qlora_nb.templates import choose_template, encode, encode_all, runs
+from qlora_nb.data.forms import Asked
+from qlora_nb.data.rows import read
+from qlora_nb.data.sources import parts
+from qlora_nb.data.templates import choose_template, encode, encode_all, runs
 
 @pytest.fixture(autouse=True)
 def folder(empty): return empty
@@ -226,10 +227,10 @@ def test_the_demo_as_the_quickstart_has_it():
 # ---- the cache
 
 def test_rows_are_encoded_once(monkeypatch):
-    import qlora_nb.data
+    import qlora_nb.data.gate
     first,calls = ready(config(120)),[]
-    write = qlora_nb.data._write
-    monkeypatch.setattr(qlora_nb.data, '_write', lambda *a: calls.append(a) or write(*a))
+    write = qlora_nb.data.gate._write
+    monkeypatch.setattr(qlora_nb.data.gate, '_write', lambda *a: calls.append(a) or write(*a))
     again = ready(config(120))
     assert not calls and list(again.train.dataset)==list(first.train.dataset) and str(again)==str(first) and again.train.messages==first.train.messages
     changes = [dict(cfg=config(121)), dict(cfg=config(120, 'drop')), dict(rows=LONG[1:]),
@@ -239,11 +240,11 @@ def test_rows_are_encoded_once(monkeypatch):
         assert len(calls)==n
 
 def test_the_oldest_encoded_rows_make_room(monkeypatch, folder):
-    import os, qlora_nb.data
+    import os, qlora_nb.data.gate
     ready(config(60))
     old, = (folder/'.cache'/'encoded').glob('*.arrow')
     os.utime(old, (0, 0))
-    monkeypatch.setattr(qlora_nb.data, 'MOST', old.stat().st_size+1)
+    monkeypatch.setattr(qlora_nb.data.gate, 'MOST', old.stat().st_size+1)
     ready(config(70))
     assert not old.exists() and len(list((folder/'.cache'/'encoded').glob('*.arrow')))==1
 

@@ -2,9 +2,9 @@ import json, multiprocessing, re, shutil, sys
 from collections import Counter
 from pathlib import Path
 import pytest, yaml
-from qlora_nb import demo
+from qlora_nb.facts import demo
 from qlora_nb.errors import QLoRAError
-from qlora_nb.scores import exact_match, field_score
+from qlora_nb.results.scores import exact_match, field_score
 
 SPLITS = ['train', 'heldout']
 

@@ -7,14 +7,14 @@ import pytest
 from conftest import root
 from hypothesis import Phase, given, settings, strategies as st
 
-from qlora_nb import fit as home
+from qlora_nb.planning import fit as home
 from qlora_nb.errors import QLoRAError
-from qlora_nb.fit import (BASE, CONTEXT, KEYS, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, knobs, largest, loading, peak, reserved,
+from qlora_nb.planning.fit import (BASE, CONTEXT, KEYS, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, knobs, largest, loading, peak, reserved,
     solve, spread, suggest)
-from qlora_nb.hardware import Device, gpu
-from qlora_nb.models import find
+from qlora_nb.facts.hardware import Device, gpu
+from qlora_nb.facts.models import find
 from qlora_nb.render import GiB
-from qlora_nb.stack import Job, stack
+from qlora_nb.simulation.job import Job, stack
 
 DEMO,LLAMA = find('demo'),find('Llama-2-7B')
 JOB,T4 = Job(LLAMA, batch=2, dtype='float16', capability=(7, 5), stack=stack(autocast='float16')),Machine(gpu('T4'))
@@ -84,7 +84,7 @@ def test_a_processor_has_no_allocator():
 def test_engines(monkeypatch):
     import sys
     traced = NS(tensors=5, phases=dict(forward=5), binding='forward', components={'base weights': 2, 'layer activations': 2, 'new': 1}, paged=1, reserved=(6, 7))
-    monkeypatch.setitem(sys.modules, 'qlora_nb.trace', NS(trace=lambda job: traced))
+    monkeypatch.setitem(sys.modules, 'qlora_nb.simulation.trace', NS(trace=lambda job: traced))
     p = peak(replace(JOB, length=77), 'trace')
     assert (p.tensors, p.reserved, p.paged, p.components)==(5, (6, 7), 1, dict(weights=2, layer=2, new=1))
     with pytest.raises(QLoRAError, match="Did you mean 'trace'"): peak(JOB, 'trac')

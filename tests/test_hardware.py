@@ -6,9 +6,9 @@ from types import SimpleNamespace as NS
 
 import pytest
 
-from qlora_nb import hardware
+from qlora_nb.facts import hardware
 from qlora_nb.errors import QLoRAError
-from qlora_nb.hardware import Device, cpu, detect, glance, gpu, gpus, pick_gpu, precision
+from qlora_nb.facts.hardware import Device, cpu, detect, glance, gpu, gpus, pick_gpu, precision
 from qlora_nb.render import GiB
 
 T4 = {'index': '0', 'uuid': 'GPU-a', 'name': 'Tesla T4', 'memory.free': '9000', 'memory.total': '15360', 'compute_cap': '7.5'}
@@ -143,7 +143,7 @@ def test_smi_reads_the_tool(tmp_path, monkeypatch):
 @pytest.mark.parametrize('hidden,state,said', [('', 'note', "hidden by CUDA_VISIBLE_DEVICES=''"), (None, 'bad', 'PyTorch')])
 def test_the_doctor_tells_a_hidden_card_from_one_that_pytorch_cannot_use(monkeypatch, hidden, state, said):
     import torch
-    from qlora_nb.doctor import check_gpu
+    from qlora_nb.ui.doctor import check_gpu
     monkeypatch.setattr(torch.cuda, 'is_available', bool)
     smi(monkeypatch, [T4])
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden) if hidden is not None else monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
@@ -195,5 +195,5 @@ def test_precision_refuses_other_words():
 
 
 def test_no_torch_for_a_glance():
-    code = "import sys; from qlora_nb.hardware import glance, gpu, cpu, precision; glance(); precision(cpu()); print('torch' in sys.modules)"
+    code = "import sys; from qlora_nb.facts.hardware import glance, gpu, cpu, precision; glance(); precision(cpu()); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='False'

@@ -6,9 +6,9 @@ import huggingface_hub, pytest, tiny
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from qlora_nb.errors import QLoRAError
-from qlora_nb.hub import pull
-from qlora_nb.runs import checkpoints, find_run
-from qlora_nb.trainer import resume, train
+from qlora_nb.store.hub import pull
+from qlora_nb.store.runs import checkpoints, find_run
+from qlora_nb.training.trainer import resume, train
 from test_resume import ROWS, cell, final, stop
 
 class Hub:

@@ -3,7 +3,7 @@ from types import SimpleNamespace as S
 import bitsandbytes as bnb, pytest, tiny, torch
 from peft import get_peft_model
 from qlora_nb.errors import QLoRAError
-from qlora_nb.loading import _refused, guard, load_base, load_tokenizer, lora_config, model_source, upcast_adapters
+from qlora_nb.training.loading import _refused, guard, load_base, load_tokenizer, lora_config, model_source, upcast_adapters
 
 LORA = S(r=8, lora_alpha=16, lora_dropout=0., use_rslora=False, use_dora=False, init_lora_weights=True, target_modules='all-linear')
 def config(bits=4, double=True, kind='nf4'):

@@ -2,7 +2,7 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from peft import LoraConfig, get_peft_model
-from qlora_nb import lora
+from qlora_nb.teach import lora_layer as lora
 from torch import nn
 
 sizes = st.integers(1, 48)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from test_models import meta_model
 
-from qlora_nb.config import OPTIMIZERS
+from qlora_nb.config.schema import OPTIMIZERS
 from qlora_nb.errors import QLoRAError
-from qlora_nb.memory import BYTES, ON_TOP, OPTIMIZER_STATE, adapter_shapes, budget, count, estimate, optimizer_terms, rules_of_thumb, target_linears
-from qlora_nb.memory import _weights4, _weights8
-from qlora_nb.models import Architecture, Linear, find, from_config, presets
-from qlora_nb.stack import STACKS, Job, stack
-from qlora_nb.step import _Step, _forward, _inputs
+from qlora_nb.planning.memory import BYTES, ON_TOP, OPTIMIZER_STATE, adapter_shapes, budget, count, estimate, optimizer_terms, rules_of_thumb, target_linears
+from qlora_nb.planning.memory import _weights4, _weights8
+from qlora_nb.facts.models import Architecture, Linear, find, from_config, presets
+from qlora_nb.simulation.job import STACKS, Job, stack
+from qlora_nb.simulation.step import _Step, _forward, _inputs
 
 LLAMA2 = find('Llama-2-7B')
 UNIQUE = list({a.name: a for a in presets() if not a.encoder_decoder}.values())
@@ -278,7 +278,7 @@ def test_shown_in_both_forms():
 
 
 def test_no_torch_for_a_budget():
-    code = "import sys; from qlora_nb.memory import budget; from qlora_nb.models import find; str(budget(find('demo'))); print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    code = "import sys; from qlora_nb.planning.memory import budget; from qlora_nb.facts.models import find; str(budget(find('demo'))); print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 
@@ -314,9 +314,9 @@ def test_published_measurements(tmp_path, capsys):
 def test_the_walk_is_the_same_in_every_python(python):
     "The step counts references, which are CPython's own affair; planning needs nothing but the standard library"
     code = """if True:
-        from qlora_nb.memory import estimate
-        from qlora_nb.models import find
-        from qlora_nb.stack import STACKS, Job
+        from qlora_nb.planning.memory import estimate
+        from qlora_nb.facts.models import find
+        from qlora_nb.simulation.job import STACKS, Job
         jobs = [Job(find(m), stack=s, batch=2, length=256, lora_dropout=.05, checkpointing=c, accumulation=a) for m in ('demo', 'Llama-2-7B', 'Qwen2.5-0.5B')
             for s in STACKS.values() for c in (True, False) for a in (1, 4)]
         print([estimate(j).tensors for j in jobs])"""
@@ -469,9 +469,9 @@ def test_families_that_were_not_measured_say_so():
 
 def test_an_estimate_needs_nothing_heavy():
     code = """import sys
-from qlora_nb.memory import estimate
-from qlora_nb.models import find
-from qlora_nb.stack import Job, detect
+from qlora_nb.planning.memory import estimate
+from qlora_nb.facts.models import find
+from qlora_nb.simulation.job import Job, detect
 str(estimate(Job(find('demo'), stack=detect())))
 print([m for m in ('torch', 'numpy', 'transformers', 'trl', 'peft') if m in sys.modules])"""
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'

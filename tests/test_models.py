@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from qlora_nb.errors import QLoRAError
-from qlora_nb.models import find, from_config, presets
+from qlora_nb.facts.models import find, from_config, presets
 
 SHAPES = {a.name: a for a in presets()}
 
@@ -153,7 +153,7 @@ def test_offline_does_not_ask(monkeypatch):
 
 
 def test_presets_need_nothing_heavy():
-    code = "import sys; from qlora_nb.models import find; find('Llama-2-7B'); print([m for m in ('torch', 'transformers', 'huggingface_hub', 'numpy') if m in sys.modules])"
+    code = "import sys; from qlora_nb.facts.models import find; find('Llama-2-7B'); print([m for m in ('torch', 'transformers', 'huggingface_hub', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 

@@ -5,14 +5,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qlora_nb import planner, planpage
-from qlora_nb.config import parse
+from qlora_nb.planning import planner, page as planpage
+from qlora_nb.config.schema import parse
 from qlora_nb.errors import QLoRAError
-from qlora_nb.hardware import Device, gpu, gpus
-from qlora_nb.fit import peak
-from qlora_nb.memory import budget
-from qlora_nb.models import find
-from qlora_nb.planner import Plan, job_for, plan
+from qlora_nb.facts.hardware import Device, gpu, gpus
+from qlora_nb.planning.fit import peak
+from qlora_nb.planning.memory import budget
+from qlora_nb.facts.models import find
+from qlora_nb.planning.planner import Plan, job_for, plan
 from qlora_nb.render import GB, GiB
 
 CELL = 'model: meta-llama/Llama-2-7b-hf\ndata: {train: tickets.jsonl}\n'
@@ -47,7 +47,7 @@ def test_every_key_that_costs_memory_counts(lines, kw):
 
 
 def test_the_job_is_what_the_trainer_would_run():
-    from qlora_nb.config import resolve
+    from qlora_nb.config.schema import resolve
     for device in (gpu('T4'), gpu('L4'), Device('cpu', 'x', 16*GiB), Device('cpu', 'y', 16*GiB, bf16=True), gpu('Apple M1 16GB')):
         c = parse('model: demo\ndata: {train: demo}\n')
         j,r = job_for(c, find('demo'), device),resolve(c, {}, find('demo'), device)

@@ -15,7 +15,7 @@ from conftest import files, root
 ini = ConfigParser(delimiters=['='], interpolation=None)
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-modules = sorted(f.stem for f in files('qlora_nb') if f.suffix=='.py' and f.stem!='__init__')
+modules = sorted('.'.join(f.relative_to('qlora_nb').with_suffix('').parts) for f in files('qlora_nb') if f.suffix=='.py' and f.stem!='__init__')
 wanted = {k: [Requirement(o) for o in cfg[k].split()] for k in ('requirements', 'demo_requirements', 'dev_requirements')}
 pins = [Requirement(o) for o in (root/'constraints.txt').read_text().splitlines() if not o.startswith('#')]
 pinned = {canonicalize_name(o.name): Version(str(o.specifier).removeprefix('==')) for o in pins}
@@ -40,7 +40,7 @@ def test_tested_version_is_in_range_and_installed(req):
 def test_fastcore_is_only_for_authors(): assert not {'fastcore', 'nbdev', 'execnb'} & {o.name for o in wanted['requirements']}
 
 def test_every_module_comes_from_a_notebook():
-    exported = {m[1] for f in files('nbs') if f.suffix=='.ipynb' for m in [re.search(r'#\| *default_exp (\w+)', (root/f).read_text())] if m}
+    exported = {m[1] for f in files('nbs') if f.suffix=='.ipynb' for m in [re.search(r'#\| *default_exp ([\w.]+)', (root/f).read_text())] if m}
     assert exported==set(modules)-{'_modidx', '__main__'}
 
 def test_import_is_light_and_quick():
@@ -53,7 +53,7 @@ def test_import_is_light_and_quick():
     pairs = [(seconds('import qlora_nb'), seconds('pass')) for _ in range(7)]
     assert median(a for a,_ in pairs)-median(b for _,b in pairs)<.3
 
-@pytest.mark.parametrize('module', [o for o in modules if o not in ('__main__', 'lora')])
+@pytest.mark.parametrize('module', [o for o in modules if o not in ('__main__', 'teach.lora_layer')])
 def test_module_imports_without_torch(module):
     out = python(f"import sys, qlora_nb.{module}; print([o for o in 'torch transformers pandas matplotlib datasets'.split() if o in sys.modules])")
     assert out.strip()=='[]'

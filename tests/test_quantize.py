@@ -2,7 +2,7 @@
 import bitsandbytes.functional as F
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
-from qlora_nb import quantize as q
+from qlora_nb.facts import formats as q
 
 TABLES = {k: F.get_4bit_type(k, device='cpu').numpy() for k in ('nf4', 'fp4')}
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 5).map(lambda n: 64*n))

@@ -2,7 +2,7 @@
 import nbformat
 from conftest import root
 from qlora_nb import parse
-from qlora_nb.demo import CONFIG
+from qlora_nb.facts.demo import CONFIG
 
 def test_the_cell_is_the_recipe():
     cells = [c.source for c in nbformat.read(root/'nbs'/'examples'/'quickstart.ipynb', 4).cells if c.source.startswith('%%qlora_config')]

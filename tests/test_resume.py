@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
-from qlora_nb.runs import FORMAT, checkpoints, curves, events, runs, write_about
-from qlora_nb.trainer import resume, train
+from qlora_nb.store.runs import FORMAT, checkpoints, curves, events, runs, write_about
+from qlora_nb.training.trainer import resume, train
 
 ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5, 100))
 
@@ -163,7 +163,7 @@ def test_a_folder_of_another_format_is_one_line(stopped):
 
 def test_a_folder_in_use_is_one_line(stopped):
     run,text = stopped
-    code = f'import sys; from qlora_nb.runs import Lock; l = Lock({str(run.folder)!r}).take(); print("held", flush=True); sys.stdin.read()'
+    code = f'import sys; from qlora_nb.store.runs import Lock; l = Lock({str(run.folder)!r}).take(); print("held", flush=True); sys.stdin.read()'
     p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(root)))
     try:
         assert p.stdout.readline()==b'held\n'
@@ -213,7 +213,7 @@ def test_stopped_in_a_validation(folder, tmp_path, whole):
     assert final(resume(str(run.folder), text, ROWS))==whole
 
 def test_sigterm_saves_and_is_passed_on(folder, tmp_path, whole):
-    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.trainer import train\n" \
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.training.trainer import train\n" \
         f"train({cell(folder, tmp_path)!r}, dict(rows=tiny.rows(18), held=tiny.rows(5, 100)), name='run')"
     p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
     end = time.time()+120
@@ -224,7 +224,7 @@ def test_sigterm_saves_and_is_passed_on(folder, tmp_path, whole):
 
 def test_killed_in_the_middle(folder, tmp_path, whole):
     text = cell(folder, tmp_path, save_steps=2)
-    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.trainer import train\n" \
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.training.trainer import train\n" \
         f"train({text!r}, dict(rows=tiny.rows(18), held=tiny.rows(5, 100)), name='run')"
     p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
     end = time.time()+120

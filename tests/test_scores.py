@@ -1,5 +1,5 @@
 import pytest
-from qlora_nb.scores import exact_match, field_score, rouge, scores
+from qlora_nb.results.scores import exact_match, field_score, rouge, scores
 
 WANT = '{"a":"x","b":"y","c":1}'
 

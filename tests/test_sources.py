@@ -2,11 +2,11 @@
 import json, subprocess, sys
 import polars, pytest, tiny
 from corpus import ALSO, FORMS, KINDS, PARTLY, REFUSED, frame, jsonl
-from qlora_nb.data import inspect
+from qlora_nb.data.gate import inspect
 from qlora_nb.errors import QLoRAError
-from qlora_nb.forms import detect
-from qlora_nb.rows import choose, mix, read, split_off
-from qlora_nb.sources import hub_parts, parts
+from qlora_nb.data.forms import detect
+from qlora_nb.data.rows import choose, mix, read, split_off
+from qlora_nb.data.sources import hub_parts, parts
 
 @pytest.fixture(autouse=True)
 def folder(empty): return empty
@@ -213,7 +213,7 @@ def test_a_mixture_by_weight_repeats_nothing():
 
 BIG = '''
 import json, resource, sys
-from qlora_nb.rows import inspect
+from qlora_nb.data.rows import inspect
 inspect('small.jsonl', {})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 n = inspect('large.jsonl', {}).rows

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from qlora_nb.errors import QLoRAError
-from qlora_nb.memory import estimate
-from qlora_nb.models import find, from_config
-from qlora_nb.stack import Job, detect, stack
-from qlora_nb.trace import _Pool, CATEGORIES, Log, trace
+from qlora_nb.planning.memory import estimate
+from qlora_nb.facts.models import find, from_config
+from qlora_nb.simulation.job import Job, detect, stack
+from qlora_nb.simulation.trace import _Pool, CATEGORIES, Log, trace
 
 SHAPE = dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, vocab_size=512)
 def arch(**changes): return from_config({**SHAPE, **changes}, 'tiny')

@@ -2,7 +2,7 @@
 import _thread, json, math, shutil, subprocess, threading, time
 import pytest, tiny
 from qlora_nb.errors import QLoRAError
-from qlora_nb.trainer import Interrupted, _dead_adapters, current, new_run, start, train
+from qlora_nb.training.trainer import Interrupted, _dead_adapters, current, new_run, start, train
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
@@ -32,7 +32,7 @@ def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from qlora_nb.loading import guard, quantization_config
+    from qlora_nb.training.loading import guard, quantization_config
     run = train(cell(), NS)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation='eager',
         quantization_config=quantization_config(run.config.quantization, torch.bfloat16))
