@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from qlora_nb.training.loading import guard, lora_config, quiet
+from qlora_nb.training.loading import guard
+from qlora_nb.methods.lora import lora_config
+from qlora_nb.quiet import quiet
 from qlora_nb.facts.models import find, from_config
 from qlora_nb.render import fmt_bytes, text_table
 from qlora_nb.simulation.job import Job, detect, stack

@@ -44,7 +44,8 @@ def ours(path):
     import datasets
     from qlora_nb import parse
     from qlora_nb.data.gate import prepare
-    from qlora_nb.training.loading import load_tokenizer, quiet
+    from qlora_nb.training.loading import load_tokenizer
+    from qlora_nb.quiet import quiet
     assert datasets
     tok = load_tokenizer('demo')
     tok('warm up')
@@ -93,8 +94,10 @@ def batches(steps, size=8, cap=512):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
     from qlora_nb import parse
     from qlora_nb.data.gate import prepare
-    from qlora_nb.training.loading import load_base, load_tokenizer, lora_config, quiet
-    from qlora_nb.training.trainer import learned_loss
+    from qlora_nb.training.loading import load_base, load_tokenizer
+    from qlora_nb.methods.lora import lora_config
+    from qlora_nb.quiet import quiet
+    from qlora_nb.tasks.loss import trained_loss
     cfg = parse(f'model: demo\ndata: {{train: rows}}\ntraining: {{max_length: {cap}, per_device_train_batch_size: {size}}}')
     with quiet():
         tok = load_tokenizer('demo')
@@ -109,9 +112,9 @@ def batches(steps, size=8, cap=512):
     made['packed'] = [free(packed[a:a+per]) for a in range(0, len(packed), per)]
     made['single rows'] = [padded([r]) for r in rows]
     for kind,bs in made.items():
-        step(model, bs[0], learned_loss)
+        step(model, bs[0], trained_loss)
         begun = time.perf_counter()
-        learned = sum(step(model, b, learned_loss) for b in bs)
+        learned = sum(step(model, b, trained_loss) for b in bs)
         positions = sum(b['input_ids'].numel() for b in bs)
         out[kind] = dict(learned_per_second=learned/(time.perf_counter()-begun), padding=1-d.tokens/positions, batches=len(bs))
     return out

@@ -1,4 +1,4 @@
-"""What is quickest on a processor: the choices behind `loading.attention` and `trainer.learned_loss`, each measured on the demo model.
+"""What is quickest on a processor: the choices behind `loading.attention` and `trainer.trained_loss`, each measured on the demo model.
 
 Every variant takes the same training steps (forward, loss, backward) on the same rows; variants take turns, round after round, in one process.
 
@@ -9,8 +9,10 @@ from types import SimpleNamespace as S
 from peft import get_peft_model
 from qlora_nb import parse
 from qlora_nb.facts.hardware import detect
-from qlora_nb.training.loading import load_base, lora_config, quiet, upcast_adapters
-from qlora_nb.training.trainer import learned_loss
+from qlora_nb.training.loading import load_base, upcast_adapters
+from qlora_nb.methods.lora import lora_config
+from qlora_nb.quiet import quiet
+from qlora_nb.tasks.loss import trained_loss
 
 CFG = parse('model: demo\ndata: {train: demo}\ntraining: {max_length: 1024}')
 
@@ -41,7 +43,7 @@ def batch(length, tokens=896):
     labels[:, :length*2//3] = -100 # as in the demo: the answer is a third of the row
     return dict(input_ids=ids, labels=labels)
 
-def learned(m, x): return learned_loss(m, x)[0]
+def learned(m, x): return trained_loss(m, x)[0]
 CHOSEN = S(m=('eager', 'float32', 'bfloat16'), loss=learned, autocast=True, checkpointing=False)
 def but(**kw): return S(**{**vars(CHOSEN), **kw})
 VARIANTS = {'chosen for short rows: eager attention, loss on learned positions, bfloat16, float32 adapters': CHOSEN,

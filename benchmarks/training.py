@@ -58,7 +58,8 @@ def held_out_loss(adapter):
     from types import SimpleNamespace as S
     from qlora_nb import parse
     from qlora_nb.data.gate import prepare
-    from qlora_nb.training.loading import load_base, load_tokenizer, quiet
+    from qlora_nb.training.loading import load_base, load_tokenizer
+    from qlora_nb.quiet import quiet
     with quiet():
         cfg = parse('model: demo\ndata: {train: demo, validation: demo}')
         held = prepare(cfg, load_tokenizer('demo')).validation.dataset.select(range(50))

@@ -3,7 +3,8 @@ from types import SimpleNamespace as S
 import bitsandbytes as bnb, pytest, tiny, torch
 from peft import get_peft_model
 from qlora_nb.errors import QLoRAError
-from qlora_nb.training.loading import _refused, guard, load_base, load_tokenizer, lora_config, model_source, upcast_adapters
+from qlora_nb.training.loading import _refused, guard, load_base, load_tokenizer, model_source, upcast_adapters
+from qlora_nb.methods.lora import lora_config
 
 LORA = S(r=8, lora_alpha=16, lora_dropout=0., use_rslora=False, use_dora=False, init_lora_weights=True, target_modules='all-linear')
 def config(bits=4, double=True, kind='nf4'):
@@ -95,11 +96,11 @@ def test_the_refused_widths_are_the_wrong_ones():
     assert wrong_share(64)==wrong_share(128)==wrong_share(576)==0
     if repacks(): assert wrong_share(96)>.2, 'the refusal may no longer be needed'
 
-@pytest.mark.parametrize('bits,kind', [(4, 'nf4'), (4, 'fp4'), (8, 'nf4'), (None, 'nf4')])
+@pytest.mark.parametrize('bits,kind', [(4, 'nf4'), (4, 'fp4'), (8, 'nf4'), ('none', 'nf4')])
 def test_bits(folder, bits, kind):
     base = load_base(folder, config(bits, kind=kind), tiny.cpu(), 'bfloat16')
     layer = base.model.layers[0].self_attn.q_proj
-    assert type(layer).__name__=={4: 'Linear4bit', 8: 'Linear8bitLt', None: 'Linear'}[bits]
+    assert type(layer).__name__=={4: 'Linear4bit', 8: 'Linear8bitLt', 'none': 'Linear'}[bits]
     if bits==4: assert layer.weight.quant_state.quant_type==kind and layer.weight.quant_state.nested
     assert not base.config.use_cache
 

@@ -4,7 +4,8 @@ import pytest, tiny
 from qlora_nb import parse, plan
 from qlora_nb.planning.fit import CONTEXT, PROCESS
 from qlora_nb.facts.hardware import detect, gpu
-from qlora_nb.training.measure import Measured, against, beside, held, meter, seen
+from qlora_nb.training.measure import Measured, against, beside, held, meter
+from qlora_nb.planning.bands import seen
 from qlora_nb.store.runs import events, read_about, write_about
 from qlora_nb.training.trainer import train
 from test_resume import ROWS, cell
@@ -18,7 +19,9 @@ def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('
 @pytest.mark.parametrize('quantization', ['bits: 4', 'bits: 4, bnb_4bit_use_double_quant: false', 'bits: 8', 'bits: none'])
 def test_what_stays_is_what_the_plan_says(quantization):
     from peft import get_peft_model
-    from qlora_nb.training.loading import load_base, lora_config, quiet, upcast_adapters
+    from qlora_nb.training.loading import load_base, upcast_adapters
+    from qlora_nb.methods.lora import lora_config
+    from qlora_nb.quiet import quiet
     from qlora_nb.planning.memory import resident
     config = parse(f'model: demo\ndata: {{train: demo}}\nquantization: {{{quantization}}}')
     with quiet():

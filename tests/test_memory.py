@@ -9,7 +9,8 @@ from test_models import meta_model
 
 from qlora_nb.config.schema import OPTIMIZERS
 from qlora_nb.errors import QLoRAError
-from qlora_nb.planning.memory import BYTES, ON_TOP, OPTIMIZER_STATE, adapter_shapes, budget, count, estimate, optimizer_terms, rules_of_thumb, target_linears
+from qlora_nb.planning.memory import BYTES, ON_TOP, OPTIMIZER_STATE, budget, count, estimate, optimizer_terms, rules_of_thumb
+from qlora_nb.methods.lora import adapter_shapes, target_linears
 from qlora_nb.planning.memory import _weights4, _weights8
 from qlora_nb.facts.models import Architecture, Linear, find, from_config, presets
 from qlora_nb.simulation.job import STACKS, Job, stack

@@ -32,10 +32,11 @@ def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from qlora_nb.training.loading import guard, quantization_config
+    from qlora_nb.methods.storage import stored_as
+    from qlora_nb.training.loading import guard
     run = train(cell(), NS)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation='eager',
-        quantization_config=quantization_config(run.config.quantization, torch.bfloat16))
+        **stored_as(run.config.quantization).load_kwargs(torch.bfloat16))
     again = PeftModel.from_pretrained(guard(base), run.adapter).eval()
     x = torch.arange(3, 40)[None]
     with torch.no_grad(): assert torch.equal(again(input_ids=x).logits, run.model(input_ids=x).logits)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'GPU_HEAD', 'TYPES', 'Price', 'Device', 'gpus', 'same_card', 'gpu', 'Catalogue', 'catalogue', 'cpu', 'detect',
-           'glance', 'pick_gpu', 'Precision', 'precision']
+           'glance', 'pick_gpu', 'Precision', 'precision', 'attention']
 
 # %% ../../nbs/facts/hardware.ipynb #98cfb511
 import json, os, platform, re, subprocess
@@ -255,3 +255,11 @@ def precision(
     best,why = _auto(device)
     if asked in ('auto', best): return Precision(best, 'float32', why)
     return Precision(asked, 'float32', f'{asked} as asked'+_warning(device, asked))
+
+# %% ../../nbs/facts/hardware.ipynb #4405d3ee
+def attention(
+    device:Device,
+    max_length:int # Tokens of the longest row
+)->str|None: # For `attn_implementation`; None: the model's own choice
+    "Which attention to train with"
+    return 'eager' if device.kind=='cpu' and max_length<=512 else None

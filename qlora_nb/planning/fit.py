@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..errors import QLoRAError, nearest
 from ..facts.hardware import Device
-from .memory import adapter_shapes, count, estimate, target_linears
+from ..methods.lora import adapter_shapes, target_linears
+from .memory import count, estimate
 from ..simulation.job import Job
 
 # %% ../../nbs/planning/fit.ipynb #09ca8af6

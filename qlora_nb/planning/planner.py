@@ -13,8 +13,8 @@ from functools import cached_property
 from .time import MILLION, Cost, Work, cost, work
 from ..errors import QLoRAError, nearest
 from .fit import ENGINES, SOLVED, Fit, Machine, Peak, fit, knobs, loading, peak, solve, spread, suggest
-from ..facts.hardware import Device, Precision, glance, gpu, gpus, precision
-from ..training.measure import seen
+from ..facts.hardware import Device, Precision, attention, glance, gpu, gpus, precision
+from .bands import seen
 from .memory import resident
 from ..facts.models import Architecture, find
 from .page import plan_html, plan_markdown, plan_text
@@ -36,7 +36,6 @@ def job_for(
 )->Job:
     "What one step of a config computes on a card"
     from qlora_nb.config.schema import for_device
-    from qlora_nb.training.loading import attention
     q,l,t,cpu = config.quantization,config.lora,config.training,device.kind in ('cpu', 'mps')
     now = for_device(config, device)[0]
     method = method or ('lora' if q.bits=='none' else 'qlora')

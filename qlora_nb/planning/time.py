@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ..errors import QLoRAError
 from ..facts.hardware import Device
-from .memory import adapter_shapes, count, target_linears
+from ..methods.lora import adapter_shapes, target_linears
+from .memory import count
 from ..simulation.job import Job
 
 # %% ../../nbs/planning/time.ipynb #087faf4d

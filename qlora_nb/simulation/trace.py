@@ -240,7 +240,7 @@ def _base(job, layers):
 def _adapted(job, base):
     if job.method=='full': return base
     from peft import get_peft_model
-    from qlora_nb.training.loading import lora_config
+    from qlora_nb.methods.lora import lora_config
     lora = types.SimpleNamespace(target_modules=job.target_modules, r=job.r, lora_alpha=2*job.r, lora_dropout=job.lora_dropout, use_rslora=False,
         use_dora=job.use_dora, init_lora_weights=True)
     try: return get_peft_model(base, lora_config(lora, base), low_cpu_mem_usage=True)
@@ -374,8 +374,8 @@ def _shifted(job, model, ids, labels):
 def _loss(job, model, ids, labels):
     "The loss, and the output while the loop keeps it"
     if job.stack.loss=='learned':
-        from qlora_nb.training.trainer import learned_loss
-        return learned_loss(model, dict(input_ids=ids, labels=labels))[0],None
+        from qlora_nb.tasks.loss import trained_loss
+        return trained_loss(model, dict(input_ids=ids, labels=labels))[0],None
     if job.stack.loss=='full_logits_shifted': return _shifted(job, model, ids, labels)
     fused = job.stack.loss=='fused'
     out = model(input_ids=ids, labels=labels, **(dict(fused_lm_head=True) if fused else {}))
@@ -636,7 +636,7 @@ def trace(
     layers:str='two' # `two`: run two and three layers and extrapolate; `all`: run every layer
 )->Trace:
     "Run two steps on fake tensors and say what they need"
-    from qlora_nb.training.loading import quiet
+    from qlora_nb.quiet import quiet
     _checked(job, layers)
     start,n = time.perf_counter(),job.arch.num_hidden_layers
     with _LOCK, quiet():

@@ -71,7 +71,8 @@ def check_4bit()->list:
     "Multiply by a 4-bit layer and compare with the reference; then a gradient after an evaluation"
     try:
         import bitsandbytes as bnb, torch
-        from qlora_nb.training.loading import guard, quiet
+        from qlora_nb.training.loading import guard
+        from qlora_nb.quiet import quiet
         from qlora_nb.facts.formats import quantize
         with quiet():
             device = 'cuda' if torch.cuda.is_available() else 'cpu'

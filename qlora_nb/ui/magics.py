@@ -72,7 +72,8 @@ class _Before:
     def qlora_data(self, line):
         "Show the rows as they will be trained on: form, template, lengths, learned tokens, what is cut"
         from qlora_nb.data.gate import prepare
-        from qlora_nb.training.loading import load_tokenizer, quiet
+        from qlora_nb.training.loading import load_tokenizer
+        from qlora_nb.quiet import quiet
         args = parse_line(self.qlora_data, line)
         if args is None: return
         cfg = self._needs_config()
