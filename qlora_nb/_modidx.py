@@ -436,6 +436,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'qlora_nb.facts.hardware._cuda': ('facts/hardware.html#_cuda', 'qlora_nb/facts/hardware.py'),
                                          'qlora_nb.facts.hardware._device': ('facts/hardware.html#_device', 'qlora_nb/facts/hardware.py'),
                                          'qlora_nb.facts.hardware._dollars': ('facts/hardware.html#_dollars', 'qlora_nb/facts/hardware.py'),
+                                         'qlora_nb.facts.hardware._float32_forced': ( 'facts/hardware.html#_float32_forced',
+                                                                                      'qlora_nb/facts/hardware.py'),
                                          'qlora_nb.facts.hardware._now': ('facts/hardware.html#_now', 'qlora_nb/facts/hardware.py'),
                                          'qlora_nb.facts.hardware._own': ('facts/hardware.html#_own', 'qlora_nb/facts/hardware.py'),
                                          'qlora_nb.facts.hardware._plain': ('facts/hardware.html#_plain', 'qlora_nb/facts/hardware.py'),

@@ -92,9 +92,20 @@ def test_cpuinfo(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform!='linux', reason='the flags are read from /proc')
-def test_cpu_agrees_with_torch():
+def test_cpu_agrees_with_torch(monkeypatch):
     import torch
+    monkeypatch.delenv(hardware.CPU_DTYPE, raising=False)
     assert cpu().bf16==bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def test_float32_can_be_forced_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(hardware, '_cpuinfo', lambda: ('new', {'avx512_bf16'}))
+    for asked,compute,say in (('', 'bfloat16', 'natively'), ('float32', 'float32', 'QLORA_NB_CPU_DTYPE')):
+        monkeypatch.setenv(hardware.CPU_DTYPE, asked)
+        p = precision(cpu())
+        assert p.compute==compute and say in p.why
+    monkeypatch.setenv(hardware.CPU_DTYPE, 'float16')
+    with pytest.raises(QLoRAError, match="QLORA_NB_CPU_DTYPE must be float32 or empty, got 'float16'"): cpu()
 
 
 @pytest.mark.parametrize('v1', [True, False])
