@@ -1,90 +1,77 @@
-"A copy on the hub is enough to go on from: against a folder that answers as huggingface_hub does"
-import fnmatch, shutil
+"What an error of the hub means, by its class and by those of its causes: as the libraries that are installed raise them"
+import sys, subprocess
 from pathlib import Path
-from types import SimpleNamespace as S
-import huggingface_hub, pytest, tiny
-from huggingface_hub.errors import LocalTokenNotFoundError
-from huggingface_hub.utils import filter_repo_objects
-from qlora_nb.errors import QLoRAError
-from qlora_nb.store.hub import pull
-from qlora_nb.store.runs import checkpoints, find_run
-from qlora_nb.training.trainer import resume, train
-from test_resume import ROWS, cell, final, stop
+import datasets.exceptions, httpx, pytest, requests
+from huggingface_hub import errors
+from qlora_nb.store.cache import cache_dir
+from qlora_nb.store.hub import causes, explain, meaning
 
-class Hub:
-    "Repositories are folders; `fails` is raised by whatever is asked"
-    def __init__(self, root): self.root,self.private,self.fails,self.commits = root,{},None,0
-    def api(self): return self
-    def _asked(self):
-        if self.fails: raise self.fails
-    def create_repo(self, repo, private=False, exist_ok=False):
-        self._asked()
-        assert exist_ok
-        self.private.setdefault(repo, private)
-    def repo_info(self, repo): return S(private=self.private[repo])
-    def list_repo_files(self, repo):
-        self._asked()
-        return [str(p.relative_to(self.root/repo)) for p in (self.root/repo).rglob('*') if p.is_file()]
-    def upload_folder(self, repo_id, folder_path, path_in_repo, allow_patterns, delete_patterns, commit_message):
-        self._asked()
-        at,files = self.root/repo_id/path_in_repo,[str(p.relative_to(folder_path)) for p in folder_path.rglob('*') if p.is_file()]
-        sent = set(filter_repo_objects(files, allow_patterns=allow_patterns))
-        for p in at.rglob('*') if at.exists() else ():
-            if p.is_file() and fnmatch.fnmatch(str(n := p.relative_to(at)), delete_patterns) and str(n) not in sent: p.unlink()
-        for n in sent:
-            (at/n).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder_path/n, at/n)
-        self.commits += 1
-    def snapshot_download(self, repo, allow_patterns, local_dir):
-        for n in filter_repo_objects(self.list_repo_files(repo), allow_patterns=allow_patterns):
-            into = Path(local_dir)/n
-            into.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.root/repo/n, into)
+def response(status=404):
+    answer = requests.Response()
+    answer.status_code = status
+    return answer
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    h = Hub(tmp_path/'hub')
-    monkeypatch.setattr(huggingface_hub, 'HfApi', h.api)
-    monkeypatch.setattr(huggingface_hub, 'snapshot_download', h.snapshot_download)
-    return h
+def of(name, status=404): return getattr(errors, name)('a long\nstory', response=response(status))
+def after(error, cause):
+    "`raise error from cause`"
+    error.__cause__ = cause
+    return error
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
+MEANINGS = [
+    ('gated', of('GatedRepoError', 403)), ('missing', of('RepositoryNotFoundError', 401)), ('revision', of('RevisionNotFoundError')),
+    ('entry', of('RemoteEntryNotFoundError')), ('offline', errors.LocalEntryNotFoundError('x')), ('offline', errors.OfflineModeIsEnabled('x')),
+    ('offline', ConnectionError('x')), ('offline', httpx.ConnectError('x')), ('offline', httpx.ReadTimeout('x')), ('offline', requests.ConnectionError('x')),
+    ('offline', requests.Timeout('x')), ('refused', errors.LocalTokenNotFoundError('x')), ('refused', of('HfHubHTTPError', 403)), ('refused', of('HfHubHTTPError', 401)),
+    ('', of('HfHubHTTPError', 500)), ('invalid', errors.HFValidationError('x')), ('missing', datasets.exceptions.DatasetNotFoundError('x')),
+    ('gated', datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")), ('script', RuntimeError('Dataset scripts are no longer supported, but found x.py')),
+    ('configurations', ValueError("BuilderConfig 'fr' not found. Available: ['en', 'de']")), ('', OSError('offline 401 gated')), ('', ValueError('x'))]
 
-def mirrored(folder, out, place='hf://mira/runs', **training): return cell(folder, out, **training).replace(f'output_dir: {out}', f"output_dir: {out}, mirror_dir: '{place}'")
+@pytest.mark.parametrize('wrap', ['bare', 'from', 'while handling'])
+@pytest.mark.parametrize('word,error', MEANINGS, ids=[f'{w}-{type(e).__name__}' for w,e in MEANINGS])
+def test_the_class_decides_however_deep(word, error, wrap):
+    if wrap=='from': error = after(OSError('cannot load'), after(RuntimeError('inner'), error))
+    if wrap=='while handling':
+        outer = OSError('cannot load')
+        outer.__context__ = error
+        error = outer
+    assert meaning(error)==word
 
-def test_another_session_goes_on_from_it(folder, tmp_path, hub):
-    one = final(train(cell(folder, tmp_path/'whole', save_total_limit=2, save_steps=3), ROWS, name='run'))
-    text = mirrored(folder, tmp_path/'session', save_total_limit=2, save_steps=3)
-    train(text, ROWS, name='run', on_change=tiny.at_step(7, stop))
-    there = hub.root/'mira'/'runs'/'run'
-    assert hub.private=={'mira/runs': True} and hub.commits>=3 and [p.name for p in checkpoints(there)]==['checkpoint-6', 'checkpoint-8']
-    shutil.rmtree(tmp_path/'session')
-    assert final(resume('run', text, ROWS))==one and (there/'adapter'/'adapter_model.safetensors').is_file()
+def test_what_was_hidden_on_purpose_counts_for_nothing():
+    try:
+        try: raise ConnectionError('x')
+        except ConnectionError: raise ValueError('bad config') from None
+    except ValueError as e: assert causes(e)==[e] and meaning(e)==''
 
-def test_what_is_wrong_with_the_place_is_said_before_anything_is_loaded(folder, tmp_path, hub):
-    def said(text):
-        with pytest.raises(QLoRAError) as e: train(text, ROWS, name='run')
-        shutil.rmtree(tmp_path/'out', ignore_errors=True)
-        assert len(str(e.value).splitlines())==1
-        return str(e.value)
-    assert 'hf://user/name' in said(mirrored(folder, tmp_path/'out', 'hf://runs'))
-    hub.private['mira/open'] = False
-    assert 'public' in said(mirrored(folder, tmp_path/'out', 'hf://mira/open')) and not hub.commits
-    hub.fails = LocalTokenNotFoundError('Token is required')
-    assert 'huggingface_hub.login()' in said(mirrored(folder, tmp_path/'out'))
-    hub.fails = ConnectionError('no route')
-    assert 'cannot be reached' in said(mirrored(folder, tmp_path/'out'))
+@pytest.mark.parametrize('kind', ['model', 'dataset', 'repository'])
+@pytest.mark.parametrize('word,error', MEANINGS, ids=[f'{w}-{type(e).__name__}' for w,e in MEANINGS])
+def test_every_answer_is_one_line_that_can_be_acted_on(word, error, kind):
+    said = explain(error, 'org/name', kind, 'v9', 'config.json')
+    assert said and '\n' not in said and '{' not in said.replace('{name: …}', '') and not said.endswith('.')
+    if word=='gated' and kind!='repository': assert f"https://huggingface.co/{'datasets/' if kind=='dataset' else ''}org/name" in said
 
-def test_a_hub_that_fails_later_ends_no_run(folder, tmp_path, hub):
-    def cut(run): hub.fails = ConnectionError('no route')
-    run = train(mirrored(folder, tmp_path/'out', max_steps=2), ROWS, name='run', on_change=tiny.at_step(1, cut))
-    assert run.status=='finished' and sum('the copy in hf://mira/runs is behind: the hub cannot be reached' in n for n in run.notes)==1
+@pytest.mark.parametrize('error,said', [
+    (of('RepositoryNotFoundError', 401), 'not allowed: run `huggingface_hub.login()`'), (of('RepositoryNotFoundError'), 'the hub has no repository org/name that you may see'),
+    (of('HfHubHTTPError', 403), 'not allowed: run'), (httpx.ConnectTimeout('x'), 'the hub cannot be reached (ConnectTimeout)'), (of('HfHubHTTPError', 500), 'a long'), (OSError(), 'OSError')])
+def test_a_repository_to_write_to(error, said): assert explain(error, 'org/name', 'repository').startswith(said)
 
-def test_which_run_is_meant(tmp_path, hub):
-    for n in ('a', 'b'):
-        (hub.root/'mira'/'runs'/n).mkdir(parents=True)
-        for f in ('run.json', 'config.yaml'): (hub.root/'mira'/'runs'/n/f).write_text('{}')
-    with pytest.raises(QLoRAError, match='name one of a, b'): pull('', 'hf://mira/runs', tmp_path/'out')
-    with pytest.raises(QLoRAError, match='there is none in .* or hf://mira/runs'): find_run('c', tmp_path/'out', 'hf://mira/runs')
-    assert pull('a', 'hf://mira/runs', tmp_path/'out')==tmp_path/'out'/'a' and find_run('a', tmp_path/'out', 'hf://mira/runs')==tmp_path/'out'/'a'
+def test_only_who_asked_for_a_file_hears_of_it():
+    assert explain(of('RemoteEntryNotFoundError'), 'm', file='config.json')=='m has no config.json on the hub'
+    assert explain(of('RemoteEntryNotFoundError'), 'm')=='m cannot be loaded: a long'
+
+def test_transformers_wraps_what_it_was_told():
+    from transformers import AutoTokenizer
+    with pytest.raises(OSError) as e: AutoTokenizer.from_pretrained('nobody/no-such-model', local_files_only=True)
+    assert meaning(e.value)=='offline'
+
+def test_nothing_is_imported_to_compare_classes():
+    code = "import sys; from qlora_nb.store.hub import explain; explain(KeyError('x'), 'm'); print([m for m in ('huggingface_hub', 'datasets', 'httpx', 'requests', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv('QLORA_NB_CACHE', raising=False)
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    assert cache_dir()==Path.home()/'.cache'/'qlora_nb'
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert cache_dir()==tmp_path/'qlora_nb'
+    monkeypatch.setenv('QLORA_NB_CACHE', str(tmp_path/'own'))
+    assert cache_dir()==tmp_path/'own'

@@ -1,7 +1,9 @@
 "The two bitsandbytes faults on a CPU, each shown without its guard and absent with it, and adapters that compute what plain torch computes"
 from types import SimpleNamespace as S
 import bitsandbytes as bnb, pytest, tiny, torch
+from huggingface_hub import errors
 from peft import get_peft_model
+from requests import Response
 from qlora_nb.errors import QLoRAError
 from qlora_nb.training.loading import _refused, guard, load_base, load_tokenizer, model_source, upcast_adapters
 from qlora_nb.methods.lora import lora_config
@@ -104,7 +106,7 @@ def test_bits(folder, bits, kind):
     if bits==4: assert layer.weight.quant_state.quant_type==kind and layer.weight.quant_state.nested
     assert not base.config.use_cache
 
-@pytest.mark.parametrize('name,said', [('/no/such/folder/x', 'cannot be loaded'), ('nobody/no-such-model', 'hub cannot be reached|cannot be loaded')])
+@pytest.mark.parametrize('name,said', [('/no/such/folder/x', 'cannot be loaded: it is neither a folder'), ('nobody/no-such-model', 'hub cannot be reached|cannot be loaded')])
 def test_a_model_that_is_not_there(name, said, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     with pytest.raises(QLoRAError, match=said) as e: load_tokenizer(name)
@@ -117,10 +119,17 @@ def test_attention_only_takes_the_attention_layers(folder):
     lora = S(**{**vars(LORA), 'target_modules': 'attention-only'})
     assert lora_config(lora, load_base(folder, config(), tiny.cpu())).target_modules=={'q_proj', 'k_proj', 'v_proj', 'o_proj'}
 
-class GatedRepoError(OSError): "Named like the hub's own"
+def response(status):
+    answer = Response()
+    answer.status_code = status
+    return answer
 
-@pytest.mark.parametrize('error,said', [(GatedRepoError('401 Client Error. Access is gated'), 'm is gated: accept its terms on its hub page'),
-    (OSError("We couldn't connect to 'https://huggingface.co'"), 'm is not on this machine and the hub cannot be reached'), (ValueError('line 1\nline 2'), 'm cannot be loaded: line 1')])
-def test_what_the_hub_answers(error, said):
-    e = _refused('m', error)
+@pytest.mark.parametrize('cause,said', [(errors.GatedRepoError('401 Client Error', response=response(401)), 'm is gated: accept its terms on its hub page'),
+    (errors.LocalEntryNotFoundError('x'), 'm is not on this machine and the hub cannot be reached; use a folder or `demo`'), (None, 'm cannot be loaded: line 1'),
+    (errors.RevisionNotFoundError('x', response=response(404)), "m has no revision 'v9'")])
+def test_what_the_hub_answers(cause, said):
+    "transformers wraps what it was told in an OSError of several lines"
+    error = OSError('line 1\nline 2')
+    error.__cause__ = cause
+    e = _refused('m', error, 'v9')
     assert str(e).startswith(f'model: {said}') and len(str(e).splitlines())==1

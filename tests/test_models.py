@@ -126,8 +126,9 @@ def test_the_hub_refuses_in_one_line(monkeypatch):
     assert 'is gated' in hub_says(monkeypatch, of(errors.GatedRepoError))
     assert 'the hub has no model' in hub_says(monkeypatch, of(errors.RepositoryNotFoundError))
     assert 'has no config.json on the hub' in hub_says(monkeypatch, of(errors.RemoteEntryNotFoundError))
-    assert 'was not reached' in hub_says(monkeypatch, OSError('no route'))
-    with pytest.raises(QLoRAError, match="neither a preset"): find('two words')
+    assert 'hub cannot be reached. It is not a preset either' in hub_says(monkeypatch, ConnectionError('no route'))
+    assert 'cannot be loaded: disk full' in hub_says(monkeypatch, OSError('disk full'))
+    with pytest.raises(QLoRAError, match="'two words' cannot be loaded: it is neither a folder with a config.json nor a hub id such as .* not a preset either"): find('two words')
 
 
 def test_the_hub_answers(monkeypatch, tmp_path):
@@ -149,7 +150,7 @@ def test_offline_does_not_ask(monkeypatch):
     def asked(*args, **kw): raise AssertionError('the hub was asked')
     monkeypatch.setattr(huggingface_hub, 'get_hf_file_metadata', asked)
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', asked)
-    with pytest.raises(QLoRAError, match='was not reached'): find('someone/unknown', offline=True)
+    with pytest.raises(QLoRAError, match='the hub was not asked. It is not a preset either'): find('someone/unknown', offline=True)
 
 
 def test_presets_need_nothing_heavy():

@@ -1,6 +1,8 @@
 "A corpus of small files: each is read as the right form, or answered with the right line; and everything else that can be a source"
 import json, subprocess, sys
 import polars, pytest, tiny
+from huggingface_hub import errors
+from requests import Response
 from corpus import ALSO, FORMS, KINDS, PARTLY, REFUSED, frame, jsonl
 from qlora_nb.data.gate import inspect
 from qlora_nb.errors import QLoRAError
@@ -126,11 +128,8 @@ def test_variables_that_are_no_rows(v, said):
     with pytest.raises(QLoRAError) as e: inspect(v)
     assert line(e).startswith(said)
 
-class GatedRepoError(Exception): pass
-class RevisionNotFoundError(Exception): pass
-
-@pytest.mark.parametrize('error,said', [(ConnectionError('x'), 'no file and no variable here, and the hub cannot be reached'), (GatedRepoError('x'), 'is gated: accept its terms'),
-    (RevisionNotFoundError('x'), "has no revision 'v9'"), (ValueError("Config name is missing.\nPlease pick one among: ['en', 'de']"), "several configurations; say which under `data: {name: …}`: 'en', 'de'"),
+@pytest.mark.parametrize('error,said', [(ConnectionError('x'), 'no file and no variable here, and the hub cannot be reached'), (errors.GatedRepoError('x', response=Response()), 'is gated: accept its terms'),
+    (errors.RevisionNotFoundError('x', response=Response()), "has no revision 'v9'"), (ValueError("Config name is missing.\nPlease pick one among: ['en', 'de']"), "several configurations; say which under `data: {name: …}`: 'en', 'de'"),
     (RuntimeError('Dataset scripts are no longer supported'), 'is a script, which is not run'), (KeyError('x'), 'that can be read (KeyError)')])
 def test_the_hub_refuses(error, said, monkeypatch):
     def refuse(*a, **kw): raise error

@@ -98,7 +98,7 @@ def _pieces(e, cap, how): # One encoded row → (what happened or None, its piec
 MOST = 20*2**30 # Bytes of encoded rows kept in the cache
 
 def _folder():
-    from qlora_nb.facts.demo import cache_dir
+    from qlora_nb.store.cache import cache_dir
     folder = cache_dir()/'encoded'
     folder.mkdir(parents=True, exist_ok=True)
     return folder

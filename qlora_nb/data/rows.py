@@ -128,7 +128,7 @@ def _mapped(path, folder):
 
 def new_folder()->Path:
     "A fresh folder in the cache; what a killed kernel left there a week ago is removed"
-    from qlora_nb.facts.demo import cache_dir
+    from qlora_nb.store.cache import cache_dir
     base = cache_dir()/'rows'
     base.mkdir(parents=True, exist_ok=True)
     for old in list(base.iterdir()):

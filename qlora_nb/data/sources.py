@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..errors import QLoRAError, nearest
+from ..store.hub import explain
 
 # %% ../../nbs/data/sources.ipynb #28677c0d
 @dataclass(frozen=True)
@@ -354,21 +355,11 @@ def table_parts(name:str, v)->list[Part]: # As it is called in the notebook; its
     return [Part(name, _rows_of(v), names=_named(v), unit='row')]
 
 # %% ../../nbs/data/sources.ipynb #339a400f
-def _hub_error(name, e, revision):
-    k,text = type(e).__name__,str(e)
-    if 'Gated' in k or 'gated' in text: return f'{name} is gated: accept its terms on its hub page and run `hf auth login` (the token is never shown or saved here)'
-    if 'Config name is missing' in text or 'BuilderConfig' in text:
-        return f'{name} has several configurations; say which under `data: {{name: …}}`: {" ".join(text.split("[", 1)[-1].split("]")[0].split())[:200]}'
-    if 'Revision' in k: return f'{name} has no revision {revision!r}'
-    if 'Connection' in k or 'Offline' in k or 'offline' in text: return f'{name} is no file and no variable here, and the hub cannot be reached'
-    if 'scripts are no longer supported' in text: return f'{name} is a script, which is not run; look for a copy in Parquet (revision: refs/convert/parquet)'
-    return f'{name} is no file, no variable and no dataset on the hub that can be read ({k})'
-
 def hub_parts(name:str, config:str|None=None, revision:str|None=None)->list[Part]: # Id; `data.name`; `data.revision`
     "The splits of a dataset on the hub"
     from datasets import load_dataset
     try: d = load_dataset(name, config, revision=revision)
-    except Exception as e: raise QLoRAError(_hub_error(name, e, revision), value=name) from e
+    except Exception as e: raise QLoRAError(explain(e, name, 'dataset', revision), value=name) from e
     return [Part(f'{name} {split}', _rows_of(v), split, _named(v), 'row') for split,v in d.items()]
 
 # %% ../../nbs/data/sources.ipynb #18c6a8d1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import QLoRAError, nearest
 from ..render import Shown, html_table, text_table
+from ..store.hub import explain
 
 # %% ../../nbs/facts/models.ipynb #02fdef17
 @dataclass(frozen=True)
@@ -243,25 +244,28 @@ def presets()->list[Architecture]: # One for each hub id
     return [_preset(i) for i in dict.fromkeys(hub_id for _,hub_id in _names().values())]
 
 # %% ../../nbs/facts/models.ipynb #f7687ef5
+def _download_config(hub_id):
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    get_hf_file_metadata(hf_hub_url(hub_id, 'config.json'), timeout=5)
+    return hf_hub_download(hub_id, 'config.json', etag_timeout=5)
+
+def _cached_config(hub_id):
+    "Its path in the hub's cache on this machine, or None"
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    try: cached = try_to_load_from_cache(hub_id, 'config.json')
+    except HFValidationError: return None
+    return cached if isinstance(cached, str) else None
+
 def _hub_config(hub_id, offline):
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    error = None
     try:
-        if offline: raise OSError('not asked')
-        get_hf_file_metadata(hf_hub_url(hub_id, 'config.json'), timeout=5)
-        return hf_hub_download(hub_id, 'config.json', etag_timeout=5)
-    except Exception as e:
-        name = type(e).__name__
-        cached = None if name=='HFValidationError' else try_to_load_from_cache(hub_id, 'config.json')
-        if isinstance(cached, str): return cached
-        raise QLoRAError(_HUB_SAYS.get(name, _HUB_SAYS['offline']).format(m=hub_id), value=hub_id, suggestion=nearest(hub_id, _suggestions())) from e
-
-_NO_CONFIG = '{m} has no config.json on the hub.'
-_HUB_SAYS = dict(HFValidationError='{m!r} is neither a preset, nor a folder with a config.json, nor a hub id such as meta-llama/Llama-2-7b-hf.',
-    GatedRepoError='{m} is gated: accept its licence at https://huggingface.co/{m} and log in with huggingface_hub.login().',
-    RepositoryNotFoundError='the hub has no model {m} that you may see.', RemoteEntryNotFoundError=_NO_CONFIG, EntryNotFoundError=_NO_CONFIG,
-    offline='{m} is not a preset and the hub was not reached for its config.json.')
-
-def _suggestions(): return [a.hub_id for a in presets()]+[a.name for a in presets()]
+        if not offline: return _download_config(hub_id)
+    except Exception as e: error = e
+    if cached := _cached_config(hub_id): return cached
+    why = explain(error, hub_id, file='config.json') if error else f'{hub_id} is not on this machine, and the hub was not asked'
+    names = [a.hub_id for a in presets()]+[a.name for a in presets()]
+    raise QLoRAError(f'{why}. It is not a preset either.', value=hub_id, suggestion=nearest(hub_id, names)) from error
 
 # %% ../../nbs/facts/models.ipynb #8873d9f9
 def find(

@@ -13,7 +13,7 @@ import hashlib, json, math, os, platform, re, shlex, shutil, socket, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..errors import QLoRAError, nearest
-from .hub import on_hub, pull, push
+from .mirror import on_hub, pull, push
 from ..render import Shown, fmt_bytes, html_notes, html_table, svg_curve, text_table
 
 # %% ../../nbs/store/runs.ipynb #56834bfa

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import QLoRAError
 from ..facts.hardware import attention
 from ..methods.storage import stored_as
+from ..store.hub import explain, meaning
 
 # %% ../../nbs/training/loading.ipynb #29680bd4
 def model_source(model:str)->str: # `demo`, a folder or a hub id → what `from_pretrained` is given
@@ -22,21 +23,16 @@ def model_source(model:str)->str: # `demo`, a folder or a hub id → what `from_
     if not (p/'config.json').is_file(): raise QLoRAError(f'{model} is a folder without config.json', key='model', value=model)
     return str(p)
 
-def _refused(model, e):
-    kind,text = type(e).__name__,str(e)
-    if 'gated' in text.lower() or '401' in text or '403' in text or 'Gated' in kind:
-        msg = f'{model} is gated: accept its terms on its hub page, then run `huggingface_hub.login()` (the token is never shown or saved here)'
-    elif any(w in text for w in ("couldn't connect", 'offline', 'Connection', 'resolve')):
-        msg = f'{model} is not on this machine and the hub cannot be reached; use a folder or `demo`'
-    else: msg = f'{model} cannot be loaded: {text.strip().splitlines()[0][:200] if text.strip() else kind}'
-    return QLoRAError(msg, key='model', value=model)
+def _refused(model, e, revision=None):
+    advice = '; use a folder or `demo`' if meaning(e)=='offline' else ''
+    return QLoRAError(explain(e, model, revision=revision)+advice, key='model', value=model)
 
 # %% ../../nbs/training/loading.ipynb #c7d70465
 def load_tokenizer(model:str, revision:str|None=None, trust_remote_code:bool=False): # → a tokenizer that has a padding token
     "The tokenizer of `model`; padding falls back to `<unk>`, then to EOS, which is safe since labels never come from the padding id"
     from transformers import AutoTokenizer
     try: tok = AutoTokenizer.from_pretrained(model_source(model), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as e: raise _refused(model, e) from e
+    except (OSError, ValueError) as e: raise _refused(model, e, revision) from e
     if tok.eos_token is None: raise QLoRAError('this tokenizer has no end-of-sequence token, so an answer could never end', key='model', value=model)
     if tok.pad_token is None: tok.pad_token = tok.unk_token or tok.eos_token
     return tok
@@ -69,7 +65,7 @@ def load_base(
         if getattr(cfg, 'is_encoder_decoder', False): raise QLoRAError(f'{model} is an encoder-decoder ({cfg.model_type}); only causal language models are trained here', key='model', value=model)
         m = AutoModelForCausalLM.from_pretrained(src, dtype=rest, **stored_as(q, compute).load_kwargs(dtype),
             attn_implementation=attention(device, config.training.max_length), device_map=dict(cpu=None, mps={'': 'mps'}).get(device.kind, {'': 0}), **kw)
-    except (OSError, ValueError, ImportError) as e: raise _refused(model, e) from e
+    except (OSError, ValueError, ImportError) as e: raise _refused(model, e, config.revision) from e
     m.config.use_cache = False
     return guard(m) if device.kind=='cpu' and q.bits==4 else m
 

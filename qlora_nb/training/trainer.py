@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from ..errors import QLoRAError
 from ..data.batching import grouped
-from ..store.hub import on_hub, ready
+from ..store.mirror import on_hub, ready
 from .guard import chance, curve_words, is_oom, longest_batch, longest_rows, not_a_number, oom_words, preflight, put_back, release, remedy, smaller
 from .measure import against, beside, meter, process_peak
 from ..tasks.generate import answers
