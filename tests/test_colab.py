@@ -1,4 +1,4 @@
-"Colab first, then the project: what pip changes in a runtime like Colab's, and the quickstart in its kernel"
+"Colab first, then the project: what pip changes in a runtime like Colab's, and the quickstart in its kernel, saved and reopened"
 import hashlib, json, os, shutil, subprocess, sys
 import nbformat, pytest
 from conftest import root, short
@@ -9,6 +9,8 @@ quickstart = root/'nbs'/'examples'/'quickstart.ipynb'
 # pip replacing one of these under a running kernel breaks it, or changes the machine under the person's other cells.
 STAY = set('ipython ipykernel ipywidgets widgetsnbextension traitlets jupyter-client pyzmq tornado notebook matplotlib numpy pandas pillow pydantic'
     ' torch transformers peft accelerate'.split())
+
+VIEW = 'application/vnd.jupyter.widget-view+json' # of a widget; without its kernel it shows nothing
 
 class Env:
     "A virtual environment beside the project's own, made once for each state of the pins and of the project's requirements"
@@ -66,3 +68,8 @@ def test_quickstart(colab, tmp_path):
     cells = kernel(colab, tmp_path, tmp_path/'short.ipynb')['cells']
     said = ''.join(o for c in cells[-1]['outputs'] for o in c.get('text', ''))
     assert 'Held-out field score: ' in said and (tmp_path/'runs'/'run'/'adapter'/'adapter_model.safetensors').is_file()
+    shown = {c['id']: [o['data'] for o in c['outputs'] if 'data' in o] for c in cells if c['cell_type']=='code'}
+    report, = shown[next(c['id'] for c in cells if ''.join(c['source']).startswith('%qlora_train'))]
+    page,text = (''.join(report[kind]) for kind in ('text/html', 'text/plain'))
+    assert 'finished' in page and '<svg' in page and 'checkpoint-2' in page and text.startswith('run: finished')
+    assert not [data for outputs in shown.values() for data in outputs if VIEW in data or 'VBox(' in ''.join(data['text/plain'])]

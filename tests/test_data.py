@@ -9,6 +9,7 @@ from qlora_nb.data.forms import Asked
 from qlora_nb.data.rows import read
 from qlora_nb.data.sources import parts
 from qlora_nb.data.templates import choose_template, encode, encode_all, runs
+from qlora_nb.ui.browser import browse
 
 @pytest.fixture(autouse=True)
 def folder(empty): return empty
@@ -317,7 +318,7 @@ def test_hostile_text_stays_text():
 
 def test_stepping_through_rows():
     d = ready(config(), tiny.rows(3))
-    b = d.browse()
+    b = browse(d)
     assert 'the cat' in b.html.value and 'of 3 rows' in b.html.value
     b.step(1)
     assert b.at.value==2 and 'the dog' in b.html.value

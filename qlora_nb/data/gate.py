@@ -248,11 +248,6 @@ class Data(Shown):
         self.prices = {n: price(n) for n in sorted({self.suggested, self.train.cap})}
         return self
 
-    def browse(self, name:str='train'):
-        "Step through the rows, with the keyboard too; needs a running notebook"
-        from qlora_nb.data.preview import browser
-        return browser(getattr(self, name))
-
     def __str__(self): return data_text(self)
     def _html(self): return data_html(self)
 

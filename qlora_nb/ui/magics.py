@@ -74,13 +74,14 @@ class _Before:
         from qlora_nb.data.gate import prepare
         from qlora_nb.training.loading import load_tokenizer
         from qlora_nb.quiet import quiet
+        from qlora_nb.ui.browser import browse
         args = parse_line(self.qlora_data, line)
         if args is None: return
         cfg = self._needs_config()
         with quiet(): data = prepare(cfg, load_tokenizer(cfg.model, cfg.revision, cfg.trust_remote_code), self.shell.user_ns)
         data = self._bind(args.name, _priced(data, cfg))
         if not args.browse: return data
-        for o in (data, data.browse()): display(o)
+        for o in (data, browse(data)): display(o)
 
 # %% ../../nbs/ui/magics.ipynb #0415ac81
 class _Planning:

@@ -1,0 +1,79 @@
+"Widgets as the outputs of a notebook get them, with ipywidgets 8 and with 7, which drops display ids"
+from types import SimpleNamespace
+import pytest
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import display
+from qlora_nb import parse
+from qlora_nb.ui.browser import Browser
+from qlora_nb.ui.explorer import Explorer, Shelf
+from qlora_nb.ui.panels import WIDGET_VIEW, RunPanel, attach
+
+class Rows:
+    kept = (9, 8)
+    def __len__(self): return 2
+    def sample(self, n): return f'row {n+1}', [(False, 'Where do puffins nest? '), (True, 'In burrows.')]
+
+def a_run(**kw):
+    "What a panel reads of a run"
+    run = dict(name='puffins', step=42, total=75, seconds=93., losses=[(1, 3.), (42, .3)], evals=[], lr=1e-4, grad_norm=.5, tokens_per_second=800.,
+        memory_now=None, memory_peak=None, memory_planned=None, memory_tried=None, memory_kind='', against=[], where='CPU', notes=[], samples=[],
+        folder='runs/puffins', adapter=None, checkpoints=[], error=None, how_to_stop='■', next='', watchers=[], status='training', running=True)
+    return SimpleNamespace(**run | kw)
+
+@pytest.fixture(params=[7, 8])
+def outputs(request, monkeypatch):
+    "A shell with a front end, and a function that gives the outputs of its cell as a notebook would save them"
+    if request.param==7:
+        def shows_itself(self, **kw): display({'text/plain': repr(self), WIDGET_VIEW: {}}, raw=True)
+        monkeypatch.setattr('ipywidgets.Widget._ipython_display_', shows_itself, raising=False)
+    shell = InteractiveShell.instance()
+    shell.kernel = None # there is one
+    shell.display_pub = CapturingDisplayPublisher(shell=shell)
+    def saved():
+        cell = {}
+        for number,message in enumerate(shell.display_pub.outputs):
+            cell[message['transient'].get('display_id', number)] = message['data']
+        return list(cell.values())
+    yield saved
+    InteractiveShell.clear_instance()
+
+def readable(output): assert output['text/plain'] and 'VBox(' not in output['text/plain'] and 'children=' not in output['text/plain']
+
+def test_a_report_takes_the_place_of_the_panel(outputs):
+    panel,run = RunPanel(),a_run()
+    panel(run)
+    live, = outputs()
+    assert WIDGET_VIEW in live
+    readable(live)
+    run.status,run.running = 'finished',False
+    panel(run)
+    report, = outputs()
+    assert WIDGET_VIEW not in report and '<svg' in report['text/html'] and report['text/plain'].startswith('puffins: finished')
+
+def test_a_second_panel_becomes_a_report_too(outputs):
+    run = a_run()
+    attach(run)
+    run.status,run.running = 'finished',False
+    for panel in run.watchers: panel(run)
+    report, = outputs()
+    assert WIDGET_VIEW not in report and 'puffins' in report['text/html']
+
+def test_the_row_stays_where_the_browser_was(outputs):
+    browser = Browser(Rows())
+    display(browser)
+    live, = outputs()
+    assert WIDGET_VIEW in live and '⟦In burrows.⟧' in live['text/plain']
+    browser.forward()
+    browser.done()
+    row, = outputs()
+    assert WIDGET_VIEW not in row and 'row 2' in row['text/html'] and 'row 2' in row['text/plain']
+
+def test_the_plan_stays_where_the_explorer_was(outputs):
+    shelf = Shelf(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\nhardware: {gpu: T4}')))
+    controls,plan = outputs()
+    assert WIDGET_VIEW in controls and WIDGET_VIEW not in plan and 'Llama-2-7B' in plan['text/html']
+    readable(controls)
+    shelf.close()
+    controls,plan = outputs()
+    assert controls=={'text/plain': ''} and 'Llama-2-7B' in plan['text/html']
