@@ -9,7 +9,7 @@ __all__ = ['SAMPLED', 'ORDERS', 'sample_text', 'marked', 'sample_html', 'svg_len
 # %% ../../nbs/data/preview.ipynb #a756ef99
 from html import escape
 from . import batching
-from ..render import fmt_bytes, html_notes, html_table, page, tag, text_table
+from ..render import fmt_bytes, html_notes, html_table, tag, text_table
 
 # %% ../../nbs/data/preview.ipynb #81a210a0
 def sample_text(where:str, runs)->str: # Place of the row; (learned?, text)
