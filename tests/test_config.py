@@ -1,13 +1,18 @@
 "The schema of the cell: what is read, what is refused and in which words, what a machine changes"
 import json, random, re, subprocess, sys
+from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
+from typing import Literal
 import pytest, yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
-from qlora_nb.config.schema import CHAT_TEMPLATES, FIELDS, FORMER, FORMER_VALUES, GONE, OPTIMIZERS, SCHEDULES, SECTIONS
-from qlora_nb.config.schema import Config, allowed, choices, complete, docs_table, parse, resolve
+from qlora_nb.config.schema import CHAT_TEMPLATES, FORMER, FORMER_VALUES, GONE, OPTIMIZERS, SCHEDULES
+from qlora_nb.config.schema import Config, allowed, choices, complete, docs_table, fields, parse, resolve, sections
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import Device
+from qlora_nb.facts.models import find
+from qlora_nb.methods.method import Method, Section
+from qlora_nb.methods.register import METHODS, register
+from pydantic import Field
 
 BASE = 'model: demo\ndata: {train: demo}\n'
 HOUSE = '''%%qlora_config
@@ -22,7 +27,7 @@ def refused(text, **kw): # the problems of a cell
     return e.value.errors
 
 def told(text, **kw): return [(p.line, p.key, p.suggestion) for p in refused(text, **kw)]
-def keys(section): return [k.rpartition('.')[2] for k in FIELDS if k.rpartition('.')[0]==section]+([] if section else list(SECTIONS))
+def keys(section): return [k.rpartition('.')[2] for k in fields() if k.rpartition('.')[0]==section]+([] if section else list(sections()))
 
 # ---- what is read
 
@@ -32,7 +37,7 @@ def test_the_cell_of_the_house():
     assert c.lines=={'model': 2, 'data.train': 4, 'lora.r': 5, 'lora.lora_alpha': 5, 'training.per_device_train_batch_size': 6,
         'training.gradient_accumulation_steps': 6, 'training.max_length': 6}
     assert c.notes==[] and c.sources['lora.r']=='cell' and c.sources['lora.lora_dropout']=='default' and c.sources['training.eval_strategy']=='derived'
-    assert isinstance(c, Config) and list(c.flat)==list(FIELDS)==list(c.sources)
+    assert isinstance(c, Config) and list(c.flat)==list(fields())==list(c.sources)
 
 def test_defaults():
     c = parse(BASE)
@@ -165,9 +170,9 @@ def test_what_is_gone_says_what_replaced_it(line, words):
     assert words in str(problem) and problem.line==3
 
 def test_the_tables_of_names_agree_with_the_schema():
-    assert set(FORMER)<=set(FIELDS) and set(FORMER_VALUES)<=set(FIELDS)
+    assert set(FORMER)<=set(fields()) and set(FORMER_VALUES)<=set(fields())
     former = [(k.rpartition('.')[0], o) for k,old in FORMER.items() for o in old.split()]
-    assert len(former)==len(set(former)) and not [o for s,o in former if o in keys(s)] and not set(GONE)&{k.rpartition('.')[2] for k in FIELDS}
+    assert len(former)==len(set(former)) and not [o for s,o in former if o in keys(s)] and not set(GONE)&{k.rpartition('.')[2] for k in fields()}
     for k,words in FORMER_VALUES.items(): assert not set(words)&set(choices(k)) and set(words.values())<=set(choices(k))
 
 # ---- secrets
@@ -229,7 +234,7 @@ def test_no_break_spaces_of_web_pages(): assert parse('model: demo\ndata:\n\xa0\
 
 def test_fingerprint():
     c = parse(HOUSE)
-    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('output', 'tracking', 'hardware') and not re.match(r'training\.(save_|logging_|preflight|on_oom)', k)}
+    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('method', 'output', 'tracking', 'hardware') and not re.match(r'training\.(save_|logging_|preflight|on_oom)', k)}
     import hashlib
     assert c.fingerprint==hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
     same = dict(zip(['output.output_dir', 'tracking.report_to', 'hardware.gpu', 'training.save_steps', 'training.save_minutes', 'training.logging_steps'], ['x', 'wandb', 'T4', 7, 1, 3]))
@@ -261,10 +266,10 @@ def test_shown():
 
 def test_every_field_is_documented_once():
     rows = docs_table().rows
-    assert [r[0] for r in rows]==list(FIELDS) and all(len(f.description)>15 and f.description[-1]!='.' for f in FIELDS.values())
-    assert all(c.__doc__ for c in SECTIONS.values()) and len({f.description for f in FIELDS.values()})==len(FIELDS)
+    assert [r[0] for r in rows]==list(fields()) and all(len(f.description)>15 and f.description[-1]!='.' for f in fields().values())
+    assert all(c.__doc__ for c in sections().values()) and len({f.description for f in fields().values()})==len(fields())
     html,text = docs_table()._repr_html_(),' '.join(str(docs_table()).split())
-    for k,f in FIELDS.items(): assert k in html and k in text and ' '.join(f.description.split()) in text and allowed(k) in text
+    for k,f in fields().items(): assert k in html and k in text and ' '.join(f.description.split()) in text and allowed(k) in text
     assert [r[0] for r in docs_table('output').rows]==['output.output_dir', 'output.mirror_dir'] and docs_table('data').rows[0][1]=='required'
     with pytest.raises(QLoRAError, match="Did you mean 'lora'"): docs_table('laro')
 
@@ -282,9 +287,9 @@ def test_names_are_those_of_the_libraries():
     assert not [o for o,why in GONE.items() if why.startswith('gone from transformers') and o in names(SFTConfig)] and {'output_dir', 'report_to'}<=names(SFTConfig)
 
 @pytest.mark.parametrize('before, words', [
-    ('', ['model', 'revision', 'trust_remote_code', *SECTIONS]), ('tr', ['trust_remote_code', 'training', 'tracking']), ('lora: {r: 8, lo', ['lora_alpha', 'lora_dropout']), ('lora:\n  use_', ['use_rslora', 'use_dora']),
+    ('', ['model', 'revision', 'trust_remote_code', 'method', *sections()]), ('tr', ['trust_remote_code', 'training', 'tracking']), ('lora: {r: 8, lo', ['lora_alpha', 'lora_dropout']), ('lora:\n  use_', ['use_rslora', 'use_dora']),
     ('lora:\n  use_dora: ', ['true', 'false']), ('lora: {use_dora: t', ['true']), ('quantization:\n  bnb_4bit_quant_type: n', ['nf4']), ('quantization: {bits: 8, bnb_4bit_quant_type:', ['nf4', 'fp4']),
-    ('model: ', ['demo']), ('model: demo\ndata: {train: d', ['demo']), ('lora: {target_modules: [q_proj, v_proj], lo', ['lora_alpha', 'lora_dropout']), ('lora: {r: 8}', []), ('lora: {r: 8}\n', ['model', 'revision', 'trust_remote_code', *[s for s in SECTIONS if s!='lora']]),
+    ('model: ', ['demo']), ('model: demo\ndata: {train: d', ['demo']), ('lora: {target_modules: [q_proj, v_proj], lo', ['lora_alpha', 'lora_dropout']), ('lora: {r: 8}', []), ('lora: {r: 8}\n', ['model', 'revision', 'trust_remote_code', 'method', *[s for s in sections() if s!='lora']]),
     ('lora:\n  r: 8 # lo', []), ('data:\n  prompt: "a: {b}"\n  s', ['split', 'system']), ('data: {prompt: "{b}, ', []), ('data: {prompt: "{b}", s', ['split', 'system']), ('lora: {\n  r: 8,\n  lora_d', ['lora_dropout']), ('%%ql', []),
     ('lora:\n  target_modules: a', ['all-linear', 'attention-only']), ('nonsense:\n  a', []), ('lora', ['lora']), ('lora: x', []), ('data:\n  chat_template: ', list(CHAT_TEMPLATES))])
 def test_completion(before, words): assert complete(before)==words
@@ -297,9 +302,70 @@ def test_completion_knows_the_rest_of_the_cell():
 @given(st.text(' \n:{}[],"\'#abdelmnorst_%-', max_size=60), st.integers(0, 60))
 def test_completion_never_fails(text, at): assert all(isinstance(w, str) for w in complete(text[:at], text))
 
+# ---- methods of one's own
+
+class Norms(Section):
+    "The norms"
+    which: Literal['all', 'last'] = Field('all', description='norms that are trained: all of them, or the last')
+    scale: float = Field(1., gt=0, le=10, description='factor on the learning rate of the norms')
+
+def norms_of(arch, section): return [(t.shape, t.count) for t in arch.tensors if t.group=='norms']
+def is_norm(name, parameter): return 'norm' in name
+def as_it_is(base, section, task): return base
+NORMS = Method('norms', 'norms only', Norms, (8, 'none'), norms_of, is_norm, attach=as_it_is)
+USED = BASE+'method: norms\n'
+
+@pytest.fixture
+def norms():
+    register(NORMS)
+    yield NORMS
+    METHODS.pop('norms', None)
+
+def test_a_registered_method_is_known_everywhere(norms):
+    c = parse(USED+'norms: {which: last}')
+    assert c.method=='norms' and c.section==c.norms==Norms(which='last') and c.lines['norms.which']==4 and c.lora.r==16
+    assert list(c.flat)==list(c.sources)==[k for k in fields() if not k.startswith('lora.')] and 'norms.which' in str(c) and 'lora.r' not in str(c)
+    assert parse(c.to_yaml())==c and c.to_yaml().endswith('method: norms\ndata:\n  train: demo\nnorms:\n  which: last\n')
+    assert len({o.fingerprint for o in (c, parse(USED), parse(BASE))})==3 and c.with_(**{'norms.which': None})==parse(USED)
+    assert docs_table('norms').rows==(('norms.which', 'all', 'all or last', fields()['norms.which'].description), ('norms.scale', '1', allowed('norms.scale'), fields()['norms.scale'].description))
+    assert list(sections())==['data', 'quantization', 'lora', 'norms', 'training', 'output', 'tracking', 'hardware']
+    assert complete('method: ')==choices('method')==['lora', 'norms'] and complete('norms: {which: l')==['last'] and 'norms' in complete('')
+    assert told(USED+'norms: {wich: last}\nscale: 2')==[(4, 'norms.wich', 'which'), (5, 'scale', 'norms.scale')]
+    assert told(USED+'norms: {which: lst, scale: 20}')==[(4, 'norms.which', 'last'), (4, 'norms.scale', None)]
+    assert told(BASE+'method: nroms')==[(3, 'method', 'norms')]
+
+def test_a_removed_method_is_unknown_again(norms):
+    before,old = parse(BASE),parse(USED)
+    assert METHODS.pop('norms') is norms and old.section.which=='all' and parse(BASE)==before
+    assert told(USED)==[(3, 'method', None)] and told(BASE+'norms: {which: last}')==[(3, 'norms', None)] and 'norms' not in sections()
+    register(norms)
+    assert parse(USED)==old and parse(BASE).fingerprint==before.fingerprint
+
+def test_a_section_belongs_to_its_method(norms):
+    assert [str(p) for p in refused(USED+'lora:\n  r: 8\n  lora_alpha: 8')]==['line 5, lora: belongs to method lora, and this run uses norms']
+    assert told(BASE+'norms: {which: last, scale: 2}')==[(3, 'norms', None)]
+    c = parse(USED, defaults={'lora.r': 8, 'norms.scale': 2})
+    assert c.notes==['lora.r from %config is set aside: it belongs to method lora, and this run uses norms'] and c.norms.scale==2
+    assert parse(BASE+'lora: {r: 8}').with_(method='norms').notes==['lora.r from cell is set aside: it belongs to method lora, and this run uses norms']
+
+def test_a_method_says_on_which_bases_it_is_trained(norms):
+    c = parse(USED)
+    assert c.quantization.bits==8 and c.sources['quantization.bits']=='derived' and 'bits' not in c.to_yaml() and parse(USED+'quantization: {bits: none}').quantization.bits=='none'
+    assert [str(p) for p in refused(USED+'quantization: {bits: 4}')]==["line 4, quantization.bits: expected 8 or none with method norms, not '4'"]
+    assert [p.key for p in refused(USED+'quantization: {bnb_4bit_quant_type: nf4}')]==['quantization.bnb_4bit_quant_type']
+
+def test_a_method_that_is_only_planned_is_refused():
+    assert [str(p) for p in refused(BASE+'method: full')]==['line 3, method: full is planned for comparison, not trained yet: expected lora']
+    assert [str(p) for p in refused(BASE+'full: {r: 8}')]==['line 3, full: the method full has no settings']
+
+# A key that came later leaves the fingerprints of existing runs as they were, where it has its default
+def test_fingerprints_of_before_the_key_method():
+    assert parse(BASE).fingerprint=='b485a1c9d9175eb358ae031811c02aa24556adebc0b74df2b95edcde734eeeeb'
+    assert parse(HOUSE).fingerprint=='945b883ea1793b03577d70da8eef8e6375c4da6c8a689d70e4b89b423812623f'
+
 # ---- what the surroundings say
 
-LLAMA = SimpleNamespace(name='Llama-2-7B', linear_names=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'], max_position_embeddings=4096)
+LLAMA = find('meta-llama/Llama-2-7b-hf')
 
 def test_where_rows_come_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -327,10 +393,10 @@ def test_a_model_folder_must_exist(tmp_path):
 def test_what_the_architecture_says():
     c = resolve(parse(BASE+'training: {max_length: 8192}\nlora: {target_modules: [q_proj]}'), architecture=LLAMA)
     assert c.training.max_length==4096 and c.sources['training.max_length']=='derived' and c.notes==['training.max_length: 8,192 is beyond the 4,096 positions of Llama-2-7B: 4,096 is used']
-    assert resolve(parse(BASE), architecture=LLAMA)==parse(BASE) and resolve(parse(BASE), architecture=SimpleNamespace(**{**vars(LLAMA), 'max_position_embeddings': None}))==parse(BASE)
+    assert resolve(parse(BASE), architecture=LLAMA)==parse(BASE) and resolve(parse(BASE), architecture=replace(LLAMA, max_position_embeddings=None))==parse(BASE)
     with pytest.raises(QLoRAError) as e: resolve(parse(BASE+'lora: {target_modules: [q_proj, gat_proj]}'), architecture=LLAMA)
     p, = e.value.errors
-    assert str(p)=="line 3, lora.target_modules: Llama-2-7B has no gat_proj; it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj. Did you mean 'gate_proj'?"
+    assert str(p)=="line 3, lora.target_modules: Llama-2-7B has no linear layer 'gat_proj' to adapt; it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj. Did you mean 'gate_proj'?"
 
 CPU,T4,A100 = Device('cpu', 'a processor'),Device('cuda', 'T4', capability=(7, 5)),Device('cuda', 'A100', capability=(8, 0), bf16=True)
 
@@ -382,8 +448,8 @@ def survives(text, **kw):
 FUZZ = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 ODD = ['1e-4', '.nan', 'nan', '-.inf', '9'*400, '1e999', '-0', '0x10', '012', '1:30', '2024-01-01', 'yes', 'No', '~', 'null', '', '""', "''", '[]', '{}', '[a, [b]]', '{a: b}', '&a x', '*a', '!!int 4', '!x', '|\n    a\n   b',
     '>-\n    x', '@x', '%x', '`', '? x', '- a', '"\\ud800"', '"\\U00110000"', "'it''s'", 'é漢字🙂', '\u202e', '\x85', '\ufeff', 'a: b', 'a #b', '#', '...', '---', '<<', '=', 'true', '4', '8', '0.5', 'demo', 'auto', 'none']
-SOUP = st.lists(st.sampled_from([*ODD, *FIELDS, *SECTIONS, *GONE, *' \n:{}[],-#"\'', '\n  ', ': ', ',', '\t', '\r\n']), max_size=25).map(''.join)
-NAMES = {k.rpartition('.')[2] for k in FIELDS}|set(SECTIONS)
+SOUP = st.lists(st.sampled_from([*ODD, *fields(), *sections(), *GONE, *' \n:{}[],-#"\'', '\n  ', ': ', ',', '\t', '\r\n']), max_size=25).map(''.join)
+NAMES = {k.rpartition('.')[2] for k in fields()}|set(sections())
 OLD = {o for old in FORMER.values() for o in old.split()}|set(GONE)
 KEYS = st.one_of(st.sampled_from(sorted(NAMES|OLD)), st.text(max_size=12), st.integers(), st.none(), st.booleans())
 LEAVES = [st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=8), st.sampled_from(ODD)]
@@ -401,7 +467,7 @@ def test_fuzz_text(text): survives(text)
 def test_fuzz_structures(tree, flow): survives(yaml.safe_dump(tree, default_flow_style=flow, allow_unicode=True, sort_keys=False))
 
 @settings(max_examples=600, **FUZZ)
-@given(st.sampled_from(sorted(FIELDS)), st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers().map(str), st.floats().map(str)))
+@given(st.sampled_from(sorted(fields())), st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers().map(str), st.floats().map(str)))
 def test_fuzz_values(key, value):
     section,_,name = key.rpartition('.')
     survives((f'{section}:\n  {name}: {value}\n' if section else f'{name}: {value}\n')+'\n'.join(l for l in BASE.splitlines() if not l.startswith((section or name)+':')))
@@ -421,7 +487,7 @@ def test_fuzz_mutated_configs(text, edits):
     survives(text)
 
 @settings(max_examples=200, **FUZZ)
-@given(st.dictionaries(st.sampled_from([*FIELDS, 'lr', 'lora', 'lora.rank', '', '.']), st.one_of(VALUES, st.just(object())), max_size=4))
+@given(st.dictionaries(st.sampled_from([*fields(), 'lr', 'lora', 'lora.rank', '', '.']), st.one_of(VALUES, st.just(object())), max_size=4))
 def test_fuzz_defaults(defaults): survives(BASE, defaults=defaults)
 
 # ---- fuzz: the nearest key is named
@@ -455,7 +521,7 @@ def check_suggestion(word, section):
     assert [p.suggestion for p in found]==[*wants]
     return True
 
-PLACES = [(s, k) for s in ('', *SECTIONS) for k in keys(s)]
+PLACES = [(s, k) for s in ('', *sections()) for k in keys(s)]
 MUTANT = st.tuples(st.sampled_from(PLACES), st.randoms(use_true_random=False), st.integers(1, 3))
 
 @settings(max_examples=700, **FUZZ)
@@ -472,7 +538,7 @@ def test_every_dropped_and_every_swapped_letter():
     assert sum(check_suggestion(w, s) for s,w in random.Random(0).sample(sorted(words), 400))>300
 
 def test_an_exact_key_of_another_section_hides_no_misspelling_but_one():
-    near = {(k, s) for s in ('', *SECTIONS) for t,k in PLACES if k not in keys(s) and len(k)>3 and any(with_swaps(k, o)<=2 for o in keys(s))}
+    near = {(k, s) for s in ('', *sections()) for t,k in PLACES if k not in keys(s) and len(k)>3 and any(with_swaps(k, o)<=2 for o in keys(s))}
     assert near=={('packing', ''), ('tracking', 'training')}
 
 # ---- round trip
@@ -492,7 +558,7 @@ def valid(key):
     return st.floats(low, high, exclude_min=True, exclude_max=True)
 
 def configs(some): return st.fixed_dictionaries({k: valid(k) for k in ('model', 'data.train', *sorted(some))})
-CONFIGS = st.sets(st.sampled_from(sorted(FIELDS)), max_size=10).flatmap(configs)
+CONFIGS = st.sets(st.sampled_from(sorted(fields())), max_size=10).flatmap(configs)
 
 @settings(max_examples=300, **FUZZ)
 @given(CONFIGS)
