@@ -117,7 +117,8 @@ def own_trainer(job, base, data, tok, folder):
     "What `%qlora_train` makes of its config and its rows"
     from qlora_nb import parse
     from qlora_nb.facts import hardware
-    from qlora_nb.training.trainer import Run, make_trainer
+    from qlora_nb.training.run import Run
+    from qlora_nb.training.trainer import make_trainer
     config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.r, 'lora.lora_dropout': job.lora_dropout,
         'training.optim': job.optim, 'training.max_steps': 2, 'training.preflight': False,
         'training.per_device_train_batch_size': job.batch, 'training.gradient_accumulation_steps': job.accumulation, 'training.gradient_checkpointing': job.checkpointing})

@@ -5,7 +5,7 @@ import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
 from qlora_nb.store.runs import checkpoints, curves, events, flaw
-from qlora_nb.training.trainer import current, resume, train
+from qlora_nb.training.start import current, resume, train
 from test_resume import ROWS, cell
 
 @pytest.fixture(scope='module')
@@ -18,7 +18,7 @@ import json, resource, sys
 sys.path.insert(0, TESTS)
 import tiny
 from qlora_nb.errors import QLoRAError
-from qlora_nb.training.trainer import train, current
+from qlora_nb.training.start import train, current
 rows = [dict(prompt=f'who is on the mat {i} '+'x'*200, completion='the cat') for i in range(64)]
 def cap(run):
     if run.status!=WHEN or getattr(run, 'capped', False) or (WHEN=='saving' and run.step<1): return

@@ -8,7 +8,7 @@ from huggingface_hub.utils import filter_repo_objects
 from qlora_nb.errors import QLoRAError
 from qlora_nb.store.mirror import pull
 from qlora_nb.store.runs import checkpoints, find_run
-from qlora_nb.training.trainer import resume, train
+from qlora_nb.training.start import resume, train
 from test_resume import ROWS, cell, final, stop
 
 class Hub:

@@ -5,7 +5,7 @@ import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
 from qlora_nb.store.runs import FORMAT, checkpoints, curves, events, runs, write_about
-from qlora_nb.training.trainer import resume, train
+from qlora_nb.training.start import resume, train
 
 ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5, 100))
 

@@ -2,7 +2,9 @@
 import _thread, json, math, shutil, subprocess, threading, time
 import pytest, tiny
 from qlora_nb.errors import QLoRAError
-from qlora_nb.training.trainer import Interrupted, _dead_adapters, current, new_run, start, train
+from qlora_nb.training.run import Interrupted
+from qlora_nb.training.trainer import _dead_adapters
+from qlora_nb.training.start import current, new_run, start, train
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))

@@ -157,7 +157,7 @@ class _During:
     def qlora_train(self, line):
         "Train as the config says; ■ finishes the step and saves a checkpoint"
         from qlora_nb.ui.panels import run_panel
-        from qlora_nb.training.trainer import new_run, old_run, start
+        from qlora_nb.training.start import new_run, old_run, start
         args = parse_line(self.qlora_train, line)
         if args is None: return
         if args.resume is not None: run = old_run(args.resume, self.config_cell, args.extend, args.micro_batch, self.output_dir or 'runs')
