@@ -20,7 +20,9 @@ def scaling(
     "The factor in front of the update"
     return lora_alpha/(math.sqrt(r) if use_rslora else r)
 
-def lora_parameters(in_features:int, out_features:int, r:int=8)->int: return r*(in_features+out_features)
+def lora_parameters(in_features:int, out_features:int, r:int=8)->int:
+    "How many numbers A and B have"
+    return r*(in_features+out_features)
 
 # %% ../../nbs/teach/lora_layer.ipynb #9974eadd
 class LoRALinear(nn.Module):
@@ -33,17 +35,18 @@ class LoRALinear(nn.Module):
         gaussian:bool=False # Start A from a normal distribution
     ):
         super().__init__()
-        self.base,self.scaling,self.merged = base.requires_grad_(False),scaling(r, lora_alpha, use_rslora),False
-        self.A = nn.Parameter(base.weight.new_empty(r, base.in_features))
-        self.B = nn.Parameter(base.weight.new_zeros(base.out_features, r))
+        self.base = base.requires_grad_(False)
+        self.scaling,self.merged = scaling(r, lora_alpha, use_rslora),False
+        self.A = nn.Parameter(base.weight.new_empty(r, base.in_features)) # r × in
+        self.B = nn.Parameter(base.weight.new_zeros(base.out_features, r)) # out × r
         if gaussian: nn.init.normal_(self.A, std=1/r)
         else: nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     @property
-    def delta(self): return self.B@self.A*self.scaling
-    def forward(self, x):
-        y = self.base(x)
-        return y if self.merged else y+x@self.A.T@self.B.T*self.scaling
+    def delta(self): return self.B@self.A*self.scaling # out × in
+    def forward(self, x): # rows × in
+        y = self.base(x) # rows × out
+        return y if self.merged else y+x@self.A.T@self.B.T*self.scaling # rows × out
 
 # %% ../../nbs/teach/lora_layer.ipynb #5dfb6347
 @torch.no_grad()
@@ -74,7 +77,9 @@ def add_lora(
         setattr(model.get_submodule(parent), child, LoRALinear(m, **kw))
     return model
 
-def trainable(model:nn.Module)->int: return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def trainable(model:nn.Module)->int:
+    "How many parameters ask for a gradient"
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 # %% ../../nbs/teach/lora_layer.ipynb #5a24d6fc
 def low_rank(
@@ -83,7 +88,7 @@ def low_rank(
 )->tuple: # B and A, with B A nearest to M
     "The best approximation of rank r, as two thin matrices"
     U,S,V = torch.linalg.svd(M.detach(), full_matrices=False)
-    return U[:, :r]*S[:r],V[:r]
+    return U[:, :r]*S[:r],V[:r] # out × r, r × in
 
 def effective_rank(
     M:torch.Tensor, # A matrix
