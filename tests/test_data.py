@@ -5,7 +5,7 @@ from qlora_nb import parse
 from qlora_nb.data import batching
 from qlora_nb.data.gate import encode_rows, prepare
 from qlora_nb.errors import QLoRAError
-from qlora_nb.data.forms import Asked
+from qlora_nb.data.messages import Asked
 from qlora_nb.data.rows import read
 from qlora_nb.data.sources import parts
 from qlora_nb.data.templates import choose_template, encode, encode_all, runs
@@ -196,7 +196,7 @@ def test_copies_and_unreadable_rows_are_counted(folder):
     ([dict(a='x', b='y')], {}, 'data.prompt: the columns a, b have no known form'), ([dict(prompt='a', completion='')], {}, 'no row of rows is left to learn from: 1 row without an answer to learn: left out'),
     (tiny.rows(4), dict(prompt='{who}'), "data.prompt: no column 'who' for {who}"), (tiny.rows(4), dict(weights=[1, 2]), 'data.weights is for several sources'),
     (tiny.rows(1), dict(validation_size=.5), 'rows has 1 row, too few'), (tiny.rows(4), dict(split='tset'), "data.split: no split 'tset'"),
-    (tiny.rows(4), dict(group='place'), "data.group: rows has no column 'place'"), (tiny.rows(4), dict(completion='completion'), 'data.completion needs data.prompt')])
+    (tiny.rows(4), dict(group='place'), "data.group: rows has no column 'place'"), (tiny.rows(4), dict(completion='completion'), 'data.completion needs data.prompt as well')])
 def test_nothing_to_learn_stops_the_run(rows, cfg, line):
     with pytest.raises(QLoRAError) as e: ready(config(**cfg), rows)
     assert line in str(e.value) and len(str(e.value).splitlines())==1
@@ -330,7 +330,7 @@ def test_stepping_through_rows():
 
 def test_the_instruction_of_a_task_is_said():
     d = ready(config(), [dict(dialogue='A: Tea?', summary='Tea is offered.')])
-    assert d.notes==["train: dialogue_summary: 'Summarize the following text.' is put before each prompt; data.prompt replaces it"]
+    assert d.notes==["train: dialogue_summary: 'Summarize the following text.' is put before each prompt (data.prompt replaces it)"]
     assert d.train.messages[0][0]['content']=='Summarize the following text.\n\nA: Tea?'
     assert ready(config(prompt='{dialogue}', completion='summary'), [dict(dialogue='A: Tea?', summary='x')]).train.messages[0][0]['content']=='A: Tea?'
 

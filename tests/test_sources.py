@@ -4,11 +4,12 @@ import polars, pytest, tiny
 from huggingface_hub import errors
 from requests import Response
 from corpus import ALSO, FORMS, KINDS, PARTLY, REFUSED, frame, jsonl
-from qlora_nb.data.gate import inspect
+from qlora_nb.data.rows import inspect
 from qlora_nb.errors import QLoRAError
 from qlora_nb.data.forms import detect
-from qlora_nb.data.rows import choose, mix, read, split_off
-from qlora_nb.data.sources import hub_parts, parts
+from qlora_nb.data.rows import read
+from qlora_nb.data.sources import choose, hub_parts, parts
+from qlora_nb.data.splits import mix, split_off
 
 @pytest.fixture(autouse=True)
 def folder(empty): return empty
@@ -73,8 +74,8 @@ def test_a_folder_and_a_pattern(folder):
     assert inspect('d', {}).splits==dict(train=5, test=1) and inspect('d/**/*.jsonl', {}).splits==dict(train=5, test=1) and inspect('d/train*', {}).rows==2
     assert inspect('d', {}).at(0)=='train-1.jsonl, line 1'
 
-@pytest.mark.parametrize('source,said', [('nothing', 'nothing: no file that can be read (there are .exe); known are .jsonl'), ('*.yaml', '*.yaml: no file that can be read'),
-    ('rows.jsnl', "no such file: rows.jsnl. Did you mean 'rows.jsonl'?"), ('half', 'half was written by save_to_disk, but not all of it is there')])
+@pytest.mark.parametrize('source,said', [('nothing', 'nothing: no file of a supported type (there are .exe). Supported: .jsonl'), ('*.yaml', '*.yaml: no file of a supported type. Supported'),
+    ('rows.jsnl', "no such file: rows.jsnl. Did you mean 'rows.jsonl'?"), ('half', 'half was written by save_to_disk, but some of its files are missing')])
 def test_folders_without_data(source, said, folder):
     (folder/'nothing').mkdir()
     (folder/'nothing'/'a.exe').write_text('x')
@@ -123,7 +124,7 @@ def test_numbered_labels_get_their_names(folder):
     d.to_parquet(str(folder/'l.parquet'))
     for source in (d, 'l.parquet'): assert [m[1]['content'] for m in inspect(source, {}).messages]==['good', 'bad']
 
-@pytest.mark.parametrize('v,said', [(3, 'rows is a int; allowed are a DataFrame'), ([], 'rows has no rows'), (dict(a=[1], b=[1, 2]), 'rows: columns of unequal length: a 1, b 2')])
+@pytest.mark.parametrize('v,said', [(3, 'rows must be a DataFrame, a list of dicts, a dict of columns or of splits, or a Dataset, got a value of type int'), ([], 'rows has no rows'), (dict(a=[1], b=[1, 2]), 'rows: the columns differ in length: a 1, b 2')])
 def test_variables_that_are_no_rows(v, said):
     with pytest.raises(QLoRAError) as e: inspect(v)
     assert line(e).startswith(said)
@@ -154,15 +155,15 @@ def test_a_hub_set_without_a_network():
 
 def test_what_could_be_two_forms_says_so():
     seen = inspect([dict(question='q', answer='a', source='s', target='t')])
-    assert seen.notes==['taken for question_answer: question → answer (the columns would also fit source → target); to say otherwise, set data.prompt and data.completion']
+    assert seen.notes==['taken for question_answer: question → answer, but the columns would also fit source → target. To choose, set data.prompt and data.completion']
 
 def test_an_unknown_form_says_what_to_write():
     seen = inspect([dict(alpha='1', beta='2')])
-    assert seen.form=='unknown' and 'the columns alpha, beta have no known form; say which text is the prompt' in str(seen)
+    assert seen.form=='unknown' and 'the columns alpha, beta have no known form. Set data.prompt and data.completion to say which text is the prompt' in str(seen)
     assert inspect([dict(alpha='1', beta='2')], prompt='{alpha}+{beta}', completion='beta').messages[0][0]['content']=='1+2'
 
 @pytest.mark.parametrize('spec,said', [('{qestion}', "no column 'qestion' for {qestion}; the columns are question, answer. Did you mean 'question'?"),
-    ('qestion', "no column 'qestion'; the columns are question, answer. Did you mean 'question'?"), ('{question', 'a brace that is meant as such is written twice'),
+    ('qestion', "no column 'qestion'; the columns are question, answer. Did you mean 'question'?"), ('{question', 'A brace that is meant as such is doubled'),
     ('{question.__class__}', "no column 'question.__class__'"), ('{}', "no column ''")])
 def test_a_template_that_names_no_column(spec, said):
     with pytest.raises(QLoRAError) as e: inspect([dict(question='x', answer='y')], prompt=spec, completion='answer')
@@ -246,7 +247,7 @@ def test_the_config_cell_shows_the_first_row_and_imports_nothing_heavy(folder):
 
 @pytest.mark.parametrize('data,line', [('{train: rows, prompt: "{qestion}", completion: answer}', "line 3, data.prompt: no column 'qestion' for {qestion}; the columns are question, answer. Did you mean 'question'?"),
     ('{train: rows, split: test}', "line 3, data.split: no split 'test'; there are train."), ('{train: broken.csv}', "line 3, data.train: broken.csv, line 1: two columns are called 'a'"),
-    ('{train: strange.csv}', 'data.prompt: the columns alpha, beta have no known form; say which text is the prompt and which the answer')])
+    ('{train: strange.csv}', 'data.prompt: the columns alpha, beta have no known form. Set data.prompt and data.completion to say which text is the prompt and which the answer')])
 def test_the_config_cell_refuses_what_cannot_be_read(data, line, folder):
     (folder/'broken.csv').write_text('a,a\n1,2\n')
     (folder/'strange.csv').write_text('alpha,beta\n1,2\n')

@@ -11,10 +11,11 @@ import hashlib, json, os, time
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
-from . import batching, forms, rows, sources, templates
+from . import batching, rows, sources, splits, templates
 from ..errors import QLoRAError
 from .preview import data_html, data_text, sample_html, sample_text
 from ..render import Shown
+from .messages import Asked
 from .rows import Messages, Rows
 from .templates import Template, choose_template, encode_all
 
@@ -200,7 +201,7 @@ def _copies(hashes): # → number of copies, number of the first copy
 def _about(rs): # What is known of the rows before encoding
     out = {}
     if rs.unreadable: out['unreadable'] = Finding('unreadable', rs.unreadable, str(rs.problems[0]), f'all are in {rs.side}' if rs.side else '')
-    other = next((p for p in rs.problems if 'is not UTF-8' in p.message), None)
+    other = next((p for p in rs.problems if p.fault.not_utf8), None)
     if other: out['not_utf8'] = Finding('not_utf8', rs.not_utf8, str(other))
     return out
 
@@ -276,17 +277,17 @@ def _overlap(data, config):
 def _read(config, names, use, namespace):
     "The rows of one use, from one source or several"
     d = config.data
-    asked = forms.Asked(d.prompt, d.completion, d.system)
+    asked = Asked(d.prompt, d.completion, d.system)
     found = [choose_parts(sources.parts(n, namespace, d.name, d.revision), use, d.split if use=='train' else None) for n in names]
     called = ', '.join(names)
     rs = rows.read([ps for ps,_ in found], called, asked, d.group if use=='train' else None, Path(config.output.output_dir)/f'{use}.unreadable.jsonl')
-    if not rs.rows: raise rows._nothing(rs)
+    if not rs.rows: raise rows.no_rows(rs)
     rs.said += [f'{n} also has {", ".join(more)}, not used; to validate on it, write validation: {n}' for n,(_,more) in zip(names, found) if more and use=='train' and not d.validation]
-    return rows.mix(rs, d.weights, names, config.training.seed) if d.weights and use=='train' else rs
+    return splits.mix(rs, d.weights, names, config.training.seed) if d.weights and use=='train' else rs
 
 def choose_parts(found, use, split): # → (parts that are meant, names of the other splits)
     "The parts of one use, and what is left aside"
-    ps = rows.choose(found, use, split)
+    ps = sources.choose(found, use, split)
     return ps,[s for s in dict.fromkeys(p.split for p in found) if s!=ps[0].split]
 
 def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`; tokenizer; the notebook's variables
@@ -297,7 +298,7 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     if d.weights and len(names)<2: raise QLoRAError('data.weights is for several sources; data.train names one', key='data.weights', value=d.weights)
     rs,held = _read(config, names, 'train', namespace),None
     if d.validation: held = _read(config, (d.validation,), 'validation', namespace)
-    elif d.validation_size: rs,held = rows.split_off(rs, d.validation_size, t.seed, bool(d.group))
+    elif d.validation_size: rs,held = splits.split_off(rs, d.validation_size, t.seed, bool(d.group))
     train = encode_rows(rs, tok, template, config)
     split = t.per_device_train_batch_size,t.gradient_accumulation_steps
     order,packed = t.train_sampling_strategy,t.packing is True

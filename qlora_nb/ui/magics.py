@@ -134,7 +134,7 @@ def _architecture(model):
 
 def _show_rows(cfg, space):
     "One line for each source that is at hand: its form and its first row"
-    from qlora_nb.data.forms import Asked
+    from qlora_nb.data.messages import Asked
     from qlora_nb.data.rows import peek
     d = cfg.data
     if 'hub' in cfg.kinds['data.train']: return
