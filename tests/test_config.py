@@ -422,7 +422,7 @@ def test_a_gpu_of_the_catalogue():
     with pytest.raises(QLoRAError, match='line 3, hardware.gpu: no GPU'): resolve(parse(BASE+'hardware: {gpu: T44}'))
 
 def test_other_rooms_know_every_choice():
-    from qlora_nb.data.gate import TEMPLATES
+    from qlora_nb.data.templates import TEMPLATES
     from qlora_nb.planning.memory import OPTIMIZER_STATE
     assert set(CHAT_TEMPLATES)=={'auto', 'tokenizer', *TEMPLATES} and set(OPTIMIZER_STATE)==set(OPTIMIZERS)
 
