@@ -44,6 +44,14 @@ def test_stacks_differ():
     assert peak(stack=stack('raw', outputs_kept=False))<base<peak(checkpointing=False)
     assert peak(attention='eager', length=256)>peak(length=256)
 
+@pytest.mark.parametrize('device,dtype', [('cuda', 'float16'), ('cuda', 'float32'), ('cpu', 'bfloat16'), ('cpu', 'float32')])
+def test_without_trl_the_tested_stack_is_assumed(device, dtype, monkeypatch):
+    "A plan must not change by gigabytes with what is installed where it is made"
+    installed = detect(device, dtype)
+    monkeypatch.setattr('qlora_nb.simulation.job._version', lambda package: '')
+    assumed = detect.__wrapped__(device, dtype)
+    assert replace(assumed, why=())==replace(installed, why=()) and 'is not installed' in assumed.why[0]
+
 def test_accumulation():
     few,many = (trace(replace(JOB, r=64, accumulation=n)) for n in (1, 8))
     trained = many.components['gradients']

@@ -67,14 +67,18 @@ def detect(
     dtype:str='bfloat16' # Of the products, from `hardware.precision`
 )->Stack: # `why` says what decided
     "The stack that `%qlora_train` runs with the packages that are installed"
-    if not _version('trl'): return stack('qlora_nb', why=('trl is not installed: the stack of TRL 1.16 is assumed',))
+    autocast = None if dtype=='float32' else dtype
+    if not _version('trl'):
+        assumed = 'trl is not installed: the stack of TRL 1.16 is assumed'
+        on_cpu = dict(loss='learned', upcast='all') if device=='cpu' else {}
+        return stack('qlora_nb', autocast=autocast, why=(assumed,), **on_cpu)
     loss,why = _loss(device)
     upcast,again = 'prepare_model_for_kbit_training(' in _source('trl', 'trainer', 'sft_trainer.py'),'"use_reentrant": True}' in _source('transformers', 'modeling_utils.py')
     cast = 'casts all that is not quantised to float32' if upcast else 'casts nothing to float32 after loading'
     if device=='cpu': upcast,cast = True,f'{cast}; on a processor qlora_nb loads it in float32'
     said = (why, f"trl {_version('trl')} {cast}",
         f"transformers {_version('transformers')} checkpoints {'with' if again else 'without'} re-entry", f"peft {_version('peft')}; qlora_nb trains its adapters in float32")
-    return stack('qlora_nb', loss=loss, upcast='all' if upcast else 'none', use_reentrant=again, autocast=None if dtype=='float32' else dtype, why=said)
+    return stack('qlora_nb', loss=loss, upcast='all' if upcast else 'none', use_reentrant=again, autocast=autocast, why=said)
 
 # %% ../../nbs/simulation/job.ipynb #fe4fd9f1
 @dataclass(frozen=True)
