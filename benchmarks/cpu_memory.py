@@ -19,7 +19,7 @@ from qlora_nb.methods.lora import lora_config
 from qlora_nb.quiet import quiet
 from qlora_nb.facts.models import find, from_config
 from qlora_nb.render import fmt_bytes, text_table
-from qlora_nb.simulation.job import Job, detect, stack
+from qlora_nb.simulation.job import detect, make_job, stack
 from qlora_nb.simulation.trace import _run, trace
 
 LIMIT = .015
@@ -32,19 +32,19 @@ def cut(name, layers):
 
 def configs():
     demo,short,llama = find('demo'),cut('demo', 6),cut('Llama-2-7B', 2)
-    yield 'demo, %qlora_train', Job(demo, batch=2, length=128, attention='eager', stack=OWN, **CPU)
-    yield 'demo, 6 layers, %qlora_train, half of the tokens learned', Job(short, batch=4, length=128, attention='eager', learned=64/127, stack=OWN, **CPU)
-    yield 'demo, 6 layers, %qlora_train, packed rows', Job(short, batch=1, length=1024, stack=OWN, **CPU)
-    yield 'demo, 6 layers, %qlora_train, 2 micro-batches', Job(short, batch=2, length=128, accumulation=2, attention='eager', stack=OWN, **CPU)
-    yield 'demo, 6 layers, TRL, r 8', Job(short, batch=2, length=256, r=8, stack=TRL, **CPU)
-    yield 'demo, 6 layers, TRL, no checkpointing, r 64', Job(short, batch=2, length=256, r=64, checkpointing=False, stack=TRL, **CPU)
-    yield 'demo, 6 layers, raw loop, r 128', Job(short, batch=2, length=256, r=128, stack=RAW, **CPU)
-    yield 'demo, 6 layers, raw loop, no checkpointing', Job(short, batch=2, length=256, checkpointing=False, attention='eager', stack=RAW, **CPU)
-    yield 'demo, 6 layers, raw loop, 8 bits', Job(short, quant='int8', batch=2, length=128, stack=RAW, **CPU)
-    yield 'Llama-2-7B, 2 layers, TRL', Job(llama, batch=1, length=64, stack=TRL, **CPU)
-    yield 'Llama-2-7B, 2 layers, raw loop, r 64, no double quantisation', Job(llama, batch=1, length=128, r=64, double_quant=False, stack=RAW, **CPU)
-    yield 'Llama-2-7B, 2 layers, %qlora_train, no checkpointing, r 128', Job(llama, batch=2, length=64, r=128, attention='eager', checkpointing=False, stack=OWN, **CPU)
-    yield 'Llama-2-7B, 2 layers, TRL, 8 bits, r 8', Job(llama, quant='int8', batch=1, length=64, r=8, stack=TRL, **CPU)
+    yield 'demo, %qlora_train', make_job(demo, batch=2, length=128, attention='eager', stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, half of the tokens learned', make_job(short, batch=4, length=128, attention='eager', learned=64/127, stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, packed rows', make_job(short, batch=1, length=1024, stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, 2 micro-batches', make_job(short, batch=2, length=128, accumulation=2, attention='eager', stack=OWN, **CPU)
+    yield 'demo, 6 layers, TRL, r 8', make_job(short, batch=2, length=256, r=8, stack=TRL, **CPU)
+    yield 'demo, 6 layers, TRL, no checkpointing, r 64', make_job(short, batch=2, length=256, r=64, checkpointing=False, stack=TRL, **CPU)
+    yield 'demo, 6 layers, raw loop, r 128', make_job(short, batch=2, length=256, r=128, stack=RAW, **CPU)
+    yield 'demo, 6 layers, raw loop, no checkpointing', make_job(short, batch=2, length=256, checkpointing=False, attention='eager', stack=RAW, **CPU)
+    yield 'demo, 6 layers, raw loop, 8 bits', make_job(short, stored='int8', batch=2, length=128, stack=RAW, **CPU)
+    yield 'Llama-2-7B, 2 layers, TRL', make_job(llama, batch=1, length=64, stack=TRL, **CPU)
+    yield 'Llama-2-7B, 2 layers, raw loop, r 64, no double quantisation', make_job(llama, batch=1, length=128, r=64, double_quant=False, stack=RAW, **CPU)
+    yield 'Llama-2-7B, 2 layers, %qlora_train, no checkpointing, r 128', make_job(llama, batch=2, length=64, r=128, attention='eager', checkpointing=False, stack=OWN, **CPU)
+    yield 'Llama-2-7B, 2 layers, TRL, 8 bits, r 8', make_job(llama, stored='int8', batch=1, length=64, r=8, stack=TRL, **CPU)
 
 # A model on disk, loaded as a user would
 
@@ -59,16 +59,13 @@ def folder_of(arch, where):
     return folder
 
 def loaded(job, where):
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    q = BitsAndBytesConfig(load_in_8bit=True) if job.quant=='int8' else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=job.quant,
-        bnb_4bit_use_double_quant=job.double_quant, bnb_4bit_compute_dtype=torch.bfloat16)
+    from transformers import AutoModelForCausalLM
     dtype = torch.float32 if job.stack==OWN else torch.bfloat16 # As `load_base` does; the raw loop casts later
-    m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=dtype, quantization_config=q, attn_implementation=job.attention)
+    m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=dtype, attn_implementation=job.attention, **job.storage.load_kwargs(torch.bfloat16))
     m.config.use_cache = False
-    return m if job.quant=='int8' else guard(m)
+    return m if job.storage.bits==8 else guard(m)
 
-def lora_of(job): return types.SimpleNamespace(target_modules=job.target_modules, r=job.r, lora_alpha=2*job.r, lora_dropout=job.lora_dropout, use_rslora=False,
-    use_dora=False, init_lora_weights=True)
+def lora_of(job): return job.section.model_copy(update=dict(lora_alpha=2*job.section.r))
 
 def rows(job): # Two steps' worth
     "Rows of `length` tokens; of those with a next token, the last ones are learned"
@@ -119,7 +116,7 @@ def own_trainer(job, base, data, tok, folder):
     from qlora_nb.facts import hardware
     from qlora_nb.training.run import Run
     from qlora_nb.training.trainer import make_trainer
-    config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.r, 'lora.lora_dropout': job.lora_dropout,
+    config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.section.r, 'lora.lora_dropout': job.section.lora_dropout,
         'training.optim': job.optim, 'training.max_steps': 2, 'training.preflight': False,
         'training.per_device_train_batch_size': job.batch, 'training.gradient_accumulation_steps': job.accumulation, 'training.gradient_checkpointing': job.checkpointing})
     run = Run(config, folder)

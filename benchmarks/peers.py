@@ -68,9 +68,9 @@ def question(row):
     except QLoRAError: card = 24*2**30
     c = dict(row['model_config'])
     c.setdefault('num_key_value_heads', c['num_attention_heads'])
-    full,quantised = j.method=='full',j.method=='qlora'
-    return dict(model=row['model'], config=c, parameters=j.arch.num_parameters, quant=j.quant if quantised else 'none', double_quant=quantised and j.double_quant,
-        r=None if full else j.r, targets=None if full else list(j.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing,
+    full,quantised = not j.method.adapters,j.storage.quantised
+    return dict(model=row['model'], config=c, parameters=j.arch.num_parameters, quant=j.storage.name if quantised else 'none', double_quant=j.storage.double_quant,
+        r=None if full else j.section.r, targets=None if full else list(j.section.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing,
         attention=j.attention, optim=j.optim, dtype=SHORT[j.dtype], gpu=row['gpu'], card=card)
 
 def environment(folder):

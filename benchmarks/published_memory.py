@@ -15,7 +15,7 @@ from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import gpu
 from qlora_nb.facts.models import FAMILIES, find, from_config
 from qlora_nb.render import fmt_bytes, text_table
-from qlora_nb.simulation.job import Job, stack
+from qlora_nb.simulation.job import Job, make_job, stack
 
 HIDDEN = ('id', 'source', 'value', 'value_gib', 'unit', 'fits', 'also', 'notes', 'completeness', 'tier')
 UNITS = {'bytes': 1, 'B': 1, 'MiB': 2**20, 'GiB': 2**30, 'GB(1e9)': 10**9, 'GB': 10**9, 'MB': 10**6}
@@ -81,9 +81,11 @@ def job_of(row)->Job: # `row` as `visible` gives it
     if 'lit' in framework and row['method']!='full':
         arch = replace(arch, block=replace(FAMILIES[arch.model_type], qkv=('qkv_proj',)))
         asked['target_modules'] = ('qkv_proj',)
-    method = 'full' if row['method']=='full' else 'qlora' if row['quant'] in ('nf4', 'fp4', 'int8') else 'lora'
+    method = 'full' if row['method']=='full' else 'lora'
+    stored = row['quant'] if row['quant'] in ('nf4', 'fp4', 'int8') else dtype
+    if method=='full': asked = {}
     pinned = 'efficient' if cap<(8, 0) else 'auto' # The rows on a card without a flash kernel were run with SDPA pinned to this one
-    return Job(arch, method=method, quant=row['quant'] if method=='qlora' else 'nf4', double_quant=bool(row.get('double_quant')), batch=row['micro_batch'],
+    return make_job(arch, method, stored, double_quant=bool(row.get('double_quant')), batch=row['micro_batch'],
         length=row['seq_len'], checkpointing=bool(row.get('grad_checkpointing')), attention=(row.get('attn_impl') or 'sdpa').split()[0], dtype=dtype,
         optim=next((o for said,o in OPTIMIZERS if said in (row.get('optimizer') or 'Adam')), 'adamw_torch'), capability=cap, stack=stack_of(row, dtype, pinned), **asked)
 
@@ -145,7 +147,7 @@ def within(rows, engine): # → what is outside the limits
 
 def speed(): # → seconds, the median of 20
     from qlora_nb.planning.memory import estimate
-    job,times = Job(find('Llama-2-70B'), batch=2, length=2048),[]
+    job,times = make_job(find('Llama-2-70B'), batch=2, length=2048),[]
     for _ in range(21):
         begun = time.perf_counter()
         estimate(job)

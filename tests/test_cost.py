@@ -11,15 +11,18 @@ from qlora_nb.planning.time import EFFICIENCY, MILLION, Work, cost, flops_per_to
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import Device, gpu, gpus
 from qlora_nb.facts.models import find, from_config
-from qlora_nb.simulation.job import Job
+from qlora_nb.simulation.job import make_job
 
-JOB = Job(find('Llama-2-7B'))
+JOB = make_job(find('Llama-2-7B'))
 ROWS = [r for r in json.loads((root/'benchmarks/data/measured_memory.json').read_text()) if (r.get('also') or {}).get('tokens_per_s')]
 
 
 def published(row):
     c = row['model_config']|dict(model_type='llama' if row['model_config']['model_type']=='granite' else row['model_config']['model_type'])
-    return Job(from_config(c, row['model']), row['method'], r=row['lora_r'] or 16, target_modules=tuple(row['target_modules'] or ('q_proj',)), batch=row['micro_batch'], length=row['seq_len'])
+    full = row['method']=='full'
+    own = {} if full else dict(r=row['lora_r'] or 16, target_modules=tuple(row['target_modules'] or ('q_proj',)))
+    stored = 'nf4' if row['method']=='qlora' else 'bfloat16'
+    return make_job(from_config(c, row['model']), 'full' if full else 'lora', stored, **own, batch=row['micro_batch'], length=row['seq_len'])
 
 
 def efficiency(row):
@@ -45,16 +48,16 @@ def test_flops_by_hand():
     layers,head,attention,lora = 2*6_476_005_376,2*32000*4096,2*1024*4096*32,2*39_976_960
     f = flops_per_token(JOB)
     assert f.forward==layers+head+attention+lora and f.recompute==layers+attention+lora and f.backward==layers+head+2*attention+2*lora
-    full = flops_per_token(replace(JOB, method='full', checkpointing=False))
+    full = flops_per_token(JOB.changed(method='full', checkpointing=False))
     assert full.recompute==0 and full.backward==2*(layers+head)+2*attention and a.num_hidden_layers==32
 
 
 @given(st.integers(1, 64), st.integers(1, 4096))
 def test_time_is_linear_in_rows_and_grows_with_length(batch, length):
-    j = replace(JOB, batch=batch, length=length)
+    j = JOB.changed(batch=batch, length=length)
     low,high = step_seconds(j, gpu('A100 80GB'))
-    assert 0<low<high and step_seconds(replace(j, length=length+1), gpu('A100 80GB'))[0]>low
-    assert step_seconds(replace(j, batch=2*batch), gpu('A100 80GB'))[1]<=2*high+1e-12
+    assert 0<low<high and step_seconds(j.changed(length=length+1), gpu('A100 80GB'))[0]>low
+    assert step_seconds(j.changed(batch=2*batch), gpu('A100 80GB'))[1]<=2*high+1e-12
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=50), st.integers(1, 32))

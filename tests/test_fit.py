@@ -10,16 +10,16 @@ from hypothesis import Phase, given, settings, strategies as st
 from qlora_nb.planning import fit as home
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.fit import (BASE, CONTEXT, KEYS, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, knobs, largest, loading, peak, reserved,
-    solve, spread, suggest)
+    solve, solved_for, spread, suggest)
 from qlora_nb.facts.hardware import Device, gpu
 from qlora_nb.facts.models import find
 from qlora_nb.render import GiB
-from qlora_nb.simulation.job import Job, stack
+from qlora_nb.simulation.job import make_job, stack
 
 DEMO,LLAMA = find('demo'),find('Llama-2-7B')
-JOB,T4 = Job(LLAMA, batch=2, dtype='float16', capability=(7, 5), stack=stack(autocast='float16')),Machine(gpu('T4'))
+JOB,T4 = make_job(LLAMA, batch=2, dtype='float16', capability=(7, 5), stack=stack(autocast='float16')),Machine(gpu('T4'))
 few = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-jobs = st.builds(Job, st.just(DEMO), st.sampled_from(['qlora', 'lora']), st.sampled_from(['nf4', 'int8']), st.booleans(), st.sampled_from([4, 16, 64]), batch=st.integers(1, 9),
+jobs = st.builds(make_job, st.just(DEMO), stored=st.sampled_from(['nf4', 'int8', 'bfloat16']), double_quant=st.booleans(), r=st.sampled_from([4, 16, 64]), batch=st.integers(1, 9),
     length=st.integers(16, 900), checkpointing=st.booleans(), optim=st.sampled_from(['adamw_torch', 'adamw_8bit', 'paged_adamw_32bit']), accumulation=st.integers(1, 4))
 
 
@@ -50,13 +50,13 @@ def test_the_numbers_are_ordered_and_add_up(job):
 @given(jobs, st.integers(1, 5))
 def test_more_never_needs_less(job, n):
     def need(j): return fit(j, card(GiB)).device[1]
-    for k in ('batch', 'length', 'r'): assert need(replace(job, **{k: getattr(job, k)+n}))>=need(job)
+    for k in ('batch', 'length', 'r'): assert need(job.changed(**{k: getattr(job.section if k=='r' else job, k)+n}))>=need(job)
 
 
 def test_a_rank_that_begins_to_page_needs_no_less():
-    page = {r: peak(replace(JOB, arch=DEMO, r=r)).paged for r in (65, 66)}
+    page = {r: peak(JOB.changed(arch=DEMO, r=r)).paged for r in (65, 66)}
     assert page[65]==0<page[66] or page[66]>page[65]
-    for r in (64, 65, 66): assert fit(replace(JOB, arch=DEMO, r=r+1), T4).device[1]>fit(replace(JOB, arch=DEMO, r=r), T4).device[1]
+    for r in (64, 65, 66): assert fit(JOB.changed(arch=DEMO, r=r+1), T4).device[1]>fit(JOB.changed(arch=DEMO, r=r), T4).device[1]
 
 
 @pytest.mark.parametrize('capacity,verdict', [(50, 'fits'), (49, 'tight'), (40, 'tight'), (35, 'tight'), (34, 'no'), (None, 'unknown')])
@@ -77,7 +77,7 @@ def test_eager_attention_wastes_more():
 
 
 def test_a_processor_has_no_allocator():
-    f = fit(replace(JOB, device='cpu', optim='adamw_torch', dtype='float32'), Machine(Device('cpu', 'x', 64*GiB)))
+    f = fit(JOB.changed(device='cpu', optim='adamw_torch', dtype='float32'), Machine(Device('cpu', 'x', 64*GiB)))
     assert f.reserved==(f.tensors, f.tensors) and f.device[0]==f.tensors+PROCESS[0] and f.verdict=='fits'
 
 
@@ -85,7 +85,7 @@ def test_engines(monkeypatch):
     import sys
     traced = NS(tensors=5, phases=dict(forward=5), binding='forward', components={'base weights': 2, 'layer activations': 2, 'new': 1}, paged=1, reserved=(6, 7))
     monkeypatch.setitem(sys.modules, 'qlora_nb.simulation.trace', NS(trace=lambda job: traced))
-    p = peak(replace(JOB, length=77), 'trace')
+    p = peak(JOB.changed(length=77), 'trace')
     assert (p.tensors, p.reserved, p.paged, p.components)==(5, (6, 7), 1, dict(weights=2, layer=2, new=1))
     with pytest.raises(QLoRAError, match="Did you mean 'trace'"): peak(JOB, 'trac')
 
@@ -94,7 +94,7 @@ def test_engines(monkeypatch):
 @given(jobs, st.integers(2, 8), st.sampled_from(['ddp', 'fsdp']))
 def test_several_cards(job, n, how):
     m = replace(card(GiB), gpus=n, sharding=how)
-    if how=='fsdp' and job.method=='qlora' and job.quant=='int8':
+    if how=='fsdp' and job.storage.name=='int8':
         with pytest.raises(QLoRAError, match='8-bit'): spread(peak(job), job, m)
         return
     one,each = peak(job),spread(peak(job), job, m)
@@ -105,7 +105,7 @@ def test_several_cards(job, n, how):
 
 
 def test_70b_on_two_cards_of_24_gb():
-    big = Job(find('Llama-2-70B'), length=512)
+    big = make_job(find('Llama-2-70B'), length=512)
     assert fit(big, Machine(gpu('RTX 3090'))).verdict=='no' and fit(big, Machine(gpu('RTX 3090'), 2, 'fsdp')).verdict!='no'
 
 
@@ -137,24 +137,25 @@ def test_a_straight_line_takes_few_evaluations():
 def test_solved_values_fit_and_one_more_does_not(job, gib, key):
     m = card(round(gib*GiB))
     n = solve(job, key, m)
-    top = min(home.SOLVED[key], job.arch.max_position_embeddings) if key=='length' else home.SOLVED[key]
-    if n: assert fit(replace(job, **{key: n}), m).verdict=='fits'
-    if n<top: assert fit(replace(job, **{key: n+1}), m).verdict!='fits'
+    top = solved_for(job)[key]
+    if key=='length': top = min(top, job.arch.max_position_embeddings)
+    if n: assert fit(job.changed(**{key: n}), m).verdict=='fits'
+    if n<top: assert fit(job.changed(**{key: n+1}), m).verdict!='fits'
     assert solve(job, key, card(round(1.5*gib*GiB)))>=n
 
 
 def test_solving_what_cannot_be_solved():
-    assert solve(JOB, 'batch', Machine(Device('cuda', 'x'))) is None and solve(replace(JOB, method='full'), 'r', T4) is None
-    assert solve(replace(JOB, method='full', dtype='float32'), 'batch', T4)==0
+    assert solve(JOB, 'batch', Machine(Device('cuda', 'x'))) is None and solved_for(JOB.changed(method='full'))==home.SOLVED
+    assert solve(JOB.changed(method='full', dtype='float32'), 'batch', T4)==0
     with pytest.raises(QLoRAError, match="Did you mean 'batch'"): solve(JOB, 'bach', T4)
 
 
 def test_knobs_have_the_right_sign():
     by = {k.name: k.bytes for k in knobs(JOB, T4)}
     assert by['gradient checkpointing']>by['16-bit base']>by['length × 2']>by['micro-batch + 1']>0 and by['double quantisation']>0
-    assert by['adapters on']<0 and by['optimizer adamw_8bit']<0 and by['optimizer sgd']<by['optimizer adamw_8bit']
-    assert by['rank × 2']==peak(replace(JOB, r=32)).tensors+peak(replace(JOB, r=32)).paged-peak(JOB).tensors-peak(JOB).paged
-    assert not any('8-bit base' in k.name or 'double' in k.name for k in knobs(replace(JOB, method='lora'), T4))
+    assert by['lora.target_modules']<0 and by['optimizer adamw_8bit']<0 and by['optimizer sgd']<by['optimizer adamw_8bit']
+    assert by['lora.r']==peak(JOB.changed(r=32)).tensors+peak(JOB.changed(r=32)).paged-peak(JOB).tensors-peak(JOB).paged
+    assert not any('8-bit base' in k.name or 'double' in k.name for k in knobs(JOB.changed(stored='float16'), T4))
 
 
 @few
@@ -164,19 +165,19 @@ def test_suggestions_fit_and_keep_the_effective_batch(job, gib):
     s = suggest(job, m)
     if s is None: return
     total = job.batch*job.accumulation
-    assert s.fit.verdict=='fits' and s.job.batch*s.job.accumulation==total and all(k in KEYS.values() for k in s.changes)
+    assert s.fit.verdict=='fits' and s.job.batch*s.job.accumulation==total and all(k in (*KEYS.values(), 'lora.target_modules') for k in s.changes)
     if KEYS['batch'] in s.changes: assert s.changes[KEYS['batch']]*s.changes[KEYS['accumulation']]==total
     if fit(job, m).verdict=='fits': assert s.job.batch>job.batch
 
 
 def test_what_costs_nothing_is_changed_first():
-    s = suggest(replace(JOB, batch=16, length=2048, accumulation=1), T4)
+    s = suggest(JOB.changed(batch=16, length=2048, accumulation=1), T4)
     assert set(s.changes)=={KEYS['batch'], KEYS['accumulation']}
-    s = suggest(replace(JOB, batch=1, length=2048, checkpointing=False, accumulation=16), T4)
+    s = suggest(JOB.changed(batch=1, length=2048, checkpointing=False, accumulation=16), T4)
     assert s.changes[KEYS['checkpointing']] is True and KEYS['length'] not in s.changes
-    s = suggest(replace(JOB, method='lora', batch=1), Machine(gpu('RTX 3070')))
-    assert s.changes[KEYS['method']]==4
-    assert suggest(Job(find('Llama-2-70B')), T4) is None and suggest(JOB, Machine(Device('cuda', 'x'))) is None
+    s = suggest(JOB.changed(stored='float16', batch=1), Machine(gpu('RTX 3070')))
+    assert s.changes[KEYS['bits']]==4
+    assert suggest(make_job(find('Llama-2-70B')), T4) is None and suggest(JOB, Machine(Device('cuda', 'x'))) is None
 
 
 def test_loading(tmp_path):
@@ -184,14 +185,14 @@ def test_loading(tmp_path):
     assert l.download==2*LLAMA.num_parameters and l.shard==10**10 and LIBRARIES<l.host[0]<l.host[1] and l.peak==peak(JOB).phases['load']
     (tmp_path/'a.safetensors').write_bytes(b'x'*1000)
     (tmp_path/'b.safetensors').write_bytes(b'x'*300)
-    here = loading(replace(JOB, arch=replace(LLAMA, source=str(tmp_path/'config.json'))))
+    here = loading(JOB.changed(arch=replace(LLAMA, source=str(tmp_path/'config.json'))))
     assert (here.download, here.shard)==(1300, 1000)
     wide = replace(LLAMA, config=dict(LLAMA.config, torch_dtype='float32'))
-    assert loading(replace(JOB, arch=wide)).download==4*LLAMA.num_parameters
+    assert loading(JOB.changed(arch=wide)).download==4*LLAMA.num_parameters
 
 
 def test_jobs_that_need_the_same_are_computed_once():
     home._peak.cache_clear()
-    for cap in ((8, 0), (8, 6), (8, 9)): peak(replace(JOB, capability=cap))
-    for n in (2, 3, 16): peak(replace(JOB, capability=(8, 0), accumulation=n))
+    for cap in ((8, 0), (8, 6), (8, 9)): peak(JOB.changed(capability=cap))
+    for n in (2, 3, 16): peak(JOB.changed(capability=(8, 0), accumulation=n))
     assert home._peak.cache_info().misses==2 and isinstance(peak(JOB), Peak)

@@ -42,7 +42,7 @@ def test_the_whole_way(ip, folder, tmp_path, capsys):
     run(ip, '%qlora_stop')
     assert 'first is not running: finished' in capsys.readouterr().out
 
-def test_the_plan_comes_before_any_training(ip): assert len(run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf').budgets)==3
+def test_the_plan_comes_before_any_training(ip): assert len(run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf').options)==3
 
 def test_the_plan_for_other_cards_and_readers(ip, capsys):
     import json

@@ -11,9 +11,11 @@ from qlora_nb.config.schema import OPTIMIZERS
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.memory import BYTES, ON_TOP, OPTIMIZER_STATE, budget, count, estimate, optimizer_terms, rules_of_thumb
 from qlora_nb.methods.lora import adapter_shapes, target_linears
-from qlora_nb.planning.memory import _weights4, _weights8
+from qlora_nb.methods.full import FULL
+from qlora_nb.methods.storage import BITS, storage
+from qlora_nb.planning.memory import stored_terms
 from qlora_nb.facts.models import Architecture, Linear, find, from_config, presets
-from qlora_nb.simulation.job import STACKS, Job, stack
+from qlora_nb.simulation.job import STACKS, Job, make_job, stack
 from qlora_nb.simulation.step import _Step, _forward, _inputs
 
 LLAMA2 = find('Llama-2-7B')
@@ -45,7 +47,7 @@ SIZES = [(64, 64), (128, 64), (64, 128), (576, 192), (320, 192), (1536, 576), (6
 def test_bytes_of_a_real_4bit_layer(i, o, quant_type, double_quant):
     ts = tensors_of(linear4bit(i, o, quant_type, double_quant))
     assert all(t.nbytes==t.untyped_storage().nbytes() for t in ts)
-    want = _weights4([Linear('x', i, o, 1)], 64, double_quant)
+    want = stored_terms([Linear('x', i, o, 1)], storage('nf4', double_quant))
     assert sum(t.nbytes for t in ts)==sum(t.bytes for t in want)
     assert want[0].bytes==ts[0].nbytes and want[1].bytes==ts[1].nbytes+(ts[4].nbytes if double_quant else 0)
 
@@ -62,7 +64,7 @@ def test_bytes_of_a_real_8bit_layer(i, o):
     import bitsandbytes as bnb
     w = bnb.nn.Linear8bitLt(i, o, bias=False, has_fp16_weights=False).to('cpu').weight
     assert w.CB.data_ptr()==w.data_ptr()
-    assert w.nbytes+w.SCB.nbytes==sum(t.bytes for t in _weights8([Linear('x', i, o, 1)]))
+    assert w.nbytes+w.SCB.nbytes==sum(t.bytes for t in stored_terms([Linear('x', i, o, 1)], storage('int8')))
 
 
 @pytest.mark.parametrize('bits,double_quant', [(4, True), (4, False), (8, True)])
@@ -81,12 +83,12 @@ def test_a_whole_quantised_model(tmp_path, bits, double_quant):
         w = getattr(m, 'weight', None)
         extra = tensors_of(m)[1:] if hasattr(w, 'quant_state') else [w.SCB] if hasattr(w, 'SCB') else []
         for t in [*m.parameters(recurse=False), *extra]: held[t.untyped_storage().data_ptr()] = t.nbytes
-    b = budget(a, bits=bits, double_quant=double_quant)
+    b = budget(a, stored='int8' if bits==8 else 'nf4', double_quant=double_quant)
     assert b.group('weights', 'constants', 'rest')==sum(held.values())
 
 
 def test_double_quantisation_saves_what_the_paper_says():
-    one,two = (_weights4([Linear('x', 64*256, 4, 7)], 64, d)[1].bytes for d in (False, True))
+    one,two = (stored_terms([Linear('x', 64*256, 4, 7)], storage('nf4', d))[1].bytes for d in (False, True))
     assert (one-two)*8/(64*256*4*7)==0.373046875
 
 
@@ -210,7 +212,7 @@ def test_against_a_gpu(name):
     q = budget(find(name), double_quant=False, dtype='float32', **kw)
     assert (q.group('weights'), q.group('constants'), q.group('rest', 'adapters'), q.group('gradients'))==(packed, scales, rest, grads)
     steps = 4*sum(c for _,c in adapter_shapes(target_linears(find(name), 'attention-only'), 32))
-    assert q.group('optimizer')==adam+steps and budget(find(name), 'lora', dtype='float16', **kw).group('weights')==base
+    assert q.group('optimizer')==adam+steps and budget(find(name), 'lora', 'float16', **kw).group('weights')==base
 
 
 def test_full_fine_tuning_is_16_bytes_a_parameter():
@@ -238,8 +240,8 @@ archs = st.builds(arch, hidden=st.integers(1, 40).map(lambda x: 64*x), layers=st
     dim=st.integers(1, 32).map(lambda x: 8*x), ff=st.integers(1, 40).map(lambda x: 64*x), vocab=st.integers(1, 60_000), tie_word_embeddings=st.booleans(),
     qk_norm=st.booleans(), biases=st.sampled_from([(), ('q_proj', 'k_proj', 'v_proj')]))
 types,optims = st.sampled_from(list(BYTES)),st.sampled_from(list(OPTIMIZER_STATE))
-choices = dict(r=st.integers(1, 300), use_dora=st.booleans(), bits=st.sampled_from([4, 8]), double_quant=st.booleans(), optim=optims, dtype=types,
-    adapter_dtype=types, paging=st.booleans(), method=st.sampled_from(['full', 'lora', 'qlora']),
+choices = dict(r=st.integers(1, 300), use_dora=st.booleans(), stored=st.sampled_from(list(BITS)), double_quant=st.booleans(), optim=optims, dtype=types,
+    adapter_dtype=types, paging=st.booleans(), 
     target_modules=st.sampled_from(['all-linear', 'attention-only', ('down_proj',)]))
 
 
@@ -264,13 +266,14 @@ def test_monotone(a, kw):
 
 def test_methods_are_ordered_for_every_preset():
     for a in UNIQUE:
-        full,lora,q8,q4,q4dq = (budget(a, 'full', dtype='float32', optim='adamw_torch'), budget(a, 'lora'), budget(a, bits=8), budget(a, double_quant=False), budget(a))
+        full,lora,q8,q4,q4dq = (budget(a, 'full', dtype='float32', optim='adamw_torch'), budget(a, 'lora', 'bfloat16'), budget(a, stored='int8'), budget(a, double_quant=False), budget(a))
         assert full.total>lora.total>q8.total>q4.total>q4dq.total
         assert count(adapter_shapes(a.linears, 3))==q4.trainable*3//16
 
 
 def test_a_wrong_method_is_one_line():
-    with pytest.raises(QLoRAError, match="Did you mean 'qlora'"): budget(LLAMA2, 'qlor')
+    with pytest.raises(QLoRAError, match="Did you mean 'lora'"): budget(LLAMA2, 'lra')
+    with pytest.raises(QLoRAError, match="Did you mean 'nf4'"): budget(LLAMA2, 'lora', 'nf3')
 
 
 def test_shown_in_both_forms():
@@ -317,8 +320,8 @@ def test_the_walk_is_the_same_in_every_python(python):
     code = """if True:
         from qlora_nb.planning.memory import estimate
         from qlora_nb.facts.models import find
-        from qlora_nb.simulation.job import STACKS, Job
-        jobs = [Job(find(m), stack=s, batch=2, length=256, lora_dropout=.05, checkpointing=c, accumulation=a) for m in ('demo', 'Llama-2-7B', 'Qwen2.5-0.5B')
+        from qlora_nb.simulation.job import STACKS, make_job
+        jobs = [make_job(find(m), stack=s, batch=2, length=256, lora_dropout=.05, checkpointing=c, accumulation=a) for m in ('demo', 'Llama-2-7B', 'Qwen2.5-0.5B')
             for s in STACKS.values() for c in (True, False) for a in (1, 4)]
         print([estimate(j).tensors for j in jobs])"""
     env = {**os.environ, 'PYTHONPATH': str(BENCH.parent)}
@@ -351,7 +354,7 @@ def test_the_figures_that_articles_quote():
     row = next(r for r in json.loads((BENCH/'data'/'measured_memory.json').read_text()) if r['id']=='litgpt-restab-Llama2-7B-bnb.nf4-mb1')
     measured,e = p.measured(row)/1e9,estimate(p.job_of(p.visible(row)))
     assert measured==14.14 and 13<e.tensors/1e9<14.2
-    better = estimate(Job(LLAMA2, r=8, target_modules=('q_proj', 'v_proj'), length=1304))
+    better = estimate(make_job(LLAMA2, r=8, target_modules=('q_proj', 'v_proj'), length=1304))
     assert better.tensors/1e9<5
     assert [t.bytes for t in rules_of_thumb(7e9)][1]==84*10**9 and round(budget(LLAMA2, 'full', dtype='float32', optim='adamw_torch').total/1e9, 1)==107.8
 
@@ -391,8 +394,9 @@ def really_kept(kind, layers, attention, method):
 
 def counted(kind, layers, attention, method):
     a = from_config(tiny(kind, layers), kind)
-    j = Job(a, method, r=4, dtype='float32', batch=2, length=16, attention=attention, checkpointing=False, device='cpu', stack=stack('raw', upcast='none'))
-    s = _Step(j, set(a.linear_names) if method=='lora' else set())
+    kw = dict(r=4, target_modules=tuple(a.linear_names)) if method=='lora' else {}
+    j = make_job(a, method, 'float32', dtype='float32', **kw, batch=2, length=16, attention=attention, checkpointing=False, device='cpu', stack=stack('raw', upcast='none'))
+    s = _Step(j)
     s.h.begin('forward')
     _inputs(s, 0)
     held = _forward(s)
@@ -408,11 +412,16 @@ def test_a_layer_keeps_what_the_real_one_keeps(kind, attention, method):
     assert ours==theirs-16*(kind=='falcon')
 
 
-steps = st.fixed_dictionaries(dict(method=st.sampled_from(['full', 'lora', 'qlora']), quant=st.sampled_from(['nf4', 'fp4', 'int8']), double_quant=st.booleans(), r=st.integers(1, 80),
-    use_dora=st.booleans(), lora_dropout=st.sampled_from([0., .1]), batch=st.integers(1, 4), length=st.integers(1, 70),
-    accumulation=st.integers(1, 2), checkpointing=st.booleans(),
+of_lora = dict(stored=st.sampled_from(['nf4', 'fp4', 'int8', None]), double_quant=st.booleans(), r=st.integers(1, 80), use_dora=st.booleans(), lora_dropout=st.sampled_from([0., .1]))
+of_step = dict(batch=st.integers(1, 4), length=st.integers(1, 70), accumulation=st.integers(1, 2), checkpointing=st.booleans(),
     attention=st.sampled_from(['eager', 'sdpa', 'flash_attention_2']), optim=st.sampled_from(['adamw_torch', 'adamw_torch_fused', 'paged_adamw_32bit', 'sgd']),
-    dtype=st.sampled_from(['bfloat16', 'float16']), learned=st.sampled_from([1., .3]), device=st.sampled_from(['cuda', 'cpu']), capability=st.sampled_from([(7, 5), (8, 0), (9, 0)])))
+    dtype=st.sampled_from(['bfloat16', 'float16']), learned=st.sampled_from([1., .3]), device=st.sampled_from(['cuda', 'cpu']), capability=st.sampled_from([(7, 5), (8, 0), (9, 0)]))
+steps = st.fixed_dictionaries(of_lora | of_step) | st.fixed_dictionaries(dict(method=st.just('full')) | of_step)
+
+def job_of(a, s, kw): # `stored` None: an unquantised base, in the dtype of the products
+    stored = dict(stored=kw['dtype']) if kw.get('stored', 1) is None else {}
+    return make_job(a, stack=s, **(kw | stored))
+
 stacks = st.builds(lambda n,**kw: stack(n, **kw), st.sampled_from(list(STACKS)), loss=st.sampled_from(['full_logits', 'full_logits_shifted', 'fused', 'learned', 'liger']),
     use_reentrant=st.booleans(), outputs_kept=st.booleans(), inputs_kept=st.booleans(), autocast=st.sampled_from([None, 'bfloat16']), upcast=st.sampled_from(['none', 'norms', 'all']))
 families = st.sampled_from([from_config(tiny(k, 3), k) for k in FAMILY])
@@ -424,7 +433,7 @@ def formula_value(t): return eval(re.sub(r'(?<=\d)\s[a-z][\w\s-]*?(?= ×)', '', 
 @settings(max_examples=50, deadline=None)
 @given(st.one_of(archs, families), steps, stacks)
 def test_an_estimate_adds_up(a, kw, s):
-    e = estimate(Job(a, stack=s, **kw))
+    e = estimate(job_of(a, s, kw))
     assert e.tensors==sum(t.bytes for t in e.terms)==e.phases[e.binding]==max(e.phases.values()) and not any(t.pageable for t in e.terms)
     assert all(type(t.bytes) is int and t.bytes>=0 for t in e.terms) and e.paged>=0 and all(b>=0 for b in e.phases.values())
     assert all(formula_value(t)==t.bytes for t in e.terms), [t.formula for t in e.terms if formula_value(t)!=t.bytes]
@@ -433,28 +442,28 @@ def test_an_estimate_adds_up(a, kw, s):
 @settings(max_examples=50, deadline=None)
 @given(st.one_of(archs, families), steps, stacks)
 def test_an_estimate_is_monotone(a, kw, s):
-    job = Job(a, stack=s, **kw)
+    job = job_of(a, s, kw)
     def size(**changes):
-        e = estimate(replace(job, **changes))
+        e = estimate(job.changed(**changes))
         return e.tensors+e.paged
     now = size()
-    assert size(batch=job.batch+1)>=now and size(length=job.length+1)>=now and size(r=job.r+1)>=now
+    assert size(batch=job.batch+1)>=now and size(length=job.length+1)>=now and (job.method is FULL or size(r=job.section.r+1)>=now)
     assert size(arch=replace(a, num_hidden_layers=a.num_hidden_layers+1))>=now
 
 
 def test_double_quantisation_saves_on_real_layers_only():
-    one,two = (estimate(Job(LLAMA2, double_quant=d)) for d in (False, True))
+    one,two = (estimate(make_job(LLAMA2, double_quant=d)) for d in (False, True))
     sizes = dict(hidden_size=64, intermediate_size=64, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=2, vocab_size=64)
     small = Job(from_config(dict(model_type='llama', **sizes), 'small'))
-    assert one.group('constants')-two.group('constants')>.29e9 and estimate(small).group('constants')>estimate(replace(small, double_quant=False)).group('constants')
+    assert one.group('constants')-two.group('constants')>.29e9 and estimate(small).group('constants')>estimate(small.changed(double_quant=False)).group('constants')
 
 
 def test_what_binds_and_when():
-    full = estimate(Job(LLAMA2, 'full', optim='adamw_torch', stack=stack('trl', autocast=None)))
+    full = estimate(make_job(LLAMA2, 'full', optim='adamw_torch', stack=stack('trl', autocast=None)))
     assert full.binding=='optimizer' and round(full.tensors/(2*LLAMA2.num_parameters), 2)==5.0
     assert estimate(Job(find('Qwen2.5-0.5B'), stack=stack('raw'), batch=4)).group('loss')>estimate(Job(find('Qwen2.5-0.5B'), batch=4)).group('loss')
     assert estimate(Job(LLAMA2, accumulation=2)).tensors>estimate(Job(LLAMA2)).tensors
-    held = [estimate(Job(LLAMA2, quant=q, stack=stack('trl', use_reentrant=r))).group('layer', 'attention', 'activations', 'workspace') for q in ('int8', 'nf4') for r in (False, True)]
+    held = [estimate(make_job(LLAMA2, stored=q, stack=stack('trl', use_reentrant=r))).group('layer', 'attention', 'activations', 'workspace') for q in ('int8', 'nf4') for r in (False, True)]
     assert held[0]>3*held[1] and held[2]<held[0]/3
 
 

@@ -25,8 +25,8 @@ def no_gpu(monkeypatch): monkeypatch.setattr(planner, 'glance', lambda: None)
 
 def test_the_three_columns_of_llama_2():
     p = plan(T4)
-    full,lora,q = p.budgets
-    assert p.budget is q and p.architecture==find('Llama-2-7B') and p.device==gpu('T4') and [f.verdict for f in p.fits[::2]]==['no', 'fits']
+    full,lora,q = (o.budget for o in p.options)
+    assert p.budget is q and p.architecture==find('Llama-2-7B') and p.device==gpu('T4') and [o.fit.verdict for o in p.options[::2]]==['no', 'fits']
     assert round(full.total/GB, 1)==107.8 and round(lora.total/GB, 2)==14.12 and q.total==4_505_467_776
     assert (p.precision.compute, p.precision.adapters)==('float16', 'float32')
 
@@ -36,14 +36,14 @@ def test_a_config_and_its_text_plan_alike(): assert plan(parse(T4))==plan(T4)
 
 @pytest.mark.parametrize('lines,kw', [('lora: {r: 64}', dict(r=64)), ('lora: {target_modules: [q_proj, v_proj], r: 8}', dict(target_modules=('q_proj', 'v_proj'), r=8)),
     ('lora: {target_modules: attention-only}', dict(target_modules='attention-only')), ('lora: {use_dora: true}', dict(use_dora=True)),
-    ('lora: {lora_dropout: 0}', dict(lora_dropout=0.)), ('quantization: {bits: 8}', dict(quant='int8')),
-    ('quantization: {bnb_4bit_use_double_quant: false}', dict(double_quant=False)), ('quantization: {bnb_4bit_quant_type: fp4}', dict(quant='fp4')),
-    ('quantization: {bits: none}', dict(method='lora')), ('training: {optim: adamw_8bit}', dict(optim='adamw_8bit')),
+    ('lora: {lora_dropout: 0}', dict(lora_dropout=0.)), ('quantization: {bits: 8}', dict(stored='int8')),
+    ('quantization: {bnb_4bit_use_double_quant: false}', dict(double_quant=False)), ('quantization: {bnb_4bit_quant_type: fp4}', dict(stored='fp4')),
+    ('quantization: {bits: none}', dict(stored='bfloat16')), ('training: {optim: adamw_8bit}', dict(optim='adamw_8bit')),
     ('training: {per_device_train_batch_size: 4}', dict(batch=4)), ('training: {max_length: 2048}', dict(length=2048)),
     ('training: {gradient_accumulation_steps: 1}', dict(accumulation=1)), ('training: {gradient_checkpointing: false}', dict(checkpointing=False))])
 def test_every_key_that_costs_memory_counts(lines, kw):
     p,base = plan(CELL+lines+'\nhardware: {gpu: L4}\n'),plan(CELL+'hardware: {gpu: L4}\n')
-    assert p.job==replace(base.job, **kw) and p.job!=base.job and (p.tensors_bytes!=base.tensors_bytes or 'fp4' in lines)
+    assert p.job==base.job.changed(**kw) and p.job!=base.job and (p.tensors_bytes!=base.tensors_bytes or 'fp4' in lines)
 
 
 def test_the_job_is_what_the_trainer_would_run():
@@ -66,8 +66,8 @@ def test_the_training_stack_is_that_of_the_installed_packages():
 
 
 def test_full_fine_tuning_is_priced_in_float32():
-    f = plan(T4).jobs[0]
-    assert (f.method, f.dtype, f.optim, f.stack.autocast)==('full', 'float32', 'adamw_torch', None)
+    f = plan(T4).options[0].job
+    assert (f.method.name, f.dtype, f.optim, f.stack.autocast)==('full', 'float32', 'adamw_torch', None)
 
 
 def test_a_length_beyond_the_model_is_cut_and_said():
@@ -83,7 +83,7 @@ def test_rows_decide_length_time_and_money():
 
 def test_without_quantisation_lora_is_chosen():
     p = plan(CELL+'quantization: {bits: none}\n')
-    assert p.chosen==1 and p.budget.title.endswith('LoRA on bfloat16, r=16') and p.budgets[2]==plan(CELL).budgets[2]
+    assert p.option is p.options[1] and p.budget.title.endswith('LoRA on bfloat16, r=16') and p.options[2].budget==plan(CELL).options[2].budget
 
 
 def test_where_the_device_comes_from(monkeypatch):
@@ -97,13 +97,13 @@ def test_where_the_device_comes_from(monkeypatch):
 def test_a_cpu_pages_nothing_and_says_so():
     p = plan(CELL, device=Device('cpu', 'old processor', 24*GiB))
     assert p.precision.compute=='float32' and p.fit.paged==0 and any('needs an NVIDIA GPU' in n for n in p.notes)
-    assert p.budgets[1].group('weights')==4*p.architecture.num_parameters and 'old processor' in str(p) and p.reserved_bytes==(p.tensors_bytes, p.tensors_bytes)
+    assert p.options[1].budget.group('weights')==4*p.architecture.num_parameters and 'old processor' in str(p) and p.reserved_bytes==(p.tensors_bytes, p.tensors_bytes)
 
 
 def test_the_same_number_everywhere():
     p = plan(T4)
     assert p.tensors_bytes==peak(p.job).tensors==sum(p.components.values())==max(p.phases.values())==p.phases[p.binding]
-    assert p.cards[[c.device.name for c in p.cards].index('T4')].fit==p.fit==p.fits[p.chosen]
+    assert p.cards[[c.device.name for c in p.cards].index('T4')].fit==p.fit==p.option.fit
     assert p.tensors_bytes<=p.reserved_bytes[0]<=p.reserved_bytes[1]<p.device_bytes[1]<=p.device.memory and p.verdict=='fits'
 
 
@@ -141,8 +141,8 @@ def traced(monkeypatch, factor):
 def test_formula_and_trace_check_each_other(monkeypatch, factor, say):
     traced(monkeypatch, factor)
     p = plan(T4, engine='trace')
-    assert f'Formula and trace {say}' in p.notes[0] and p.tensors_bytes==round(p.estimates[2].tensors*factor)
-    assert p.reserved_bytes==(p.estimates[2].tensors, 2*p.estimates[2].tensors) and p.engine=='trace' and 'simulated by the trace' in str(p)
+    assert f'Formula and trace {say}' in p.notes[0] and p.tensors_bytes==round(p.options[2].estimate.tensors*factor)
+    assert p.reserved_bytes==(p.options[2].estimate.tensors, 2*p.options[2].estimate.tensors) and p.engine=='trace' and 'simulated by the trace' in str(p)
 
 
 def test_json_has_what_programs_need():
@@ -210,7 +210,7 @@ def test_the_line_of_the_card_is_drawn_where_it_lies():
     html = plan(T4)._html()
     marks = re.findall(r'class="mark"[^>]*left:([\d.]+)%', html)
     p = plan(T4)
-    top = max(f.device[1] for f in p.fits)
+    top = max(o.fit.device[1] for o in p.options)
     assert abs(float(marks.pop(0))-100/1.05)<.01 and len(marks)==3 and all(abs(float(m)-100*p.device.memory/top)<.01 for m in marks)
     assert 'class="mark"' not in plan(CELL)._html()
 

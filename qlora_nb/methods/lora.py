@@ -73,9 +73,9 @@ def lora_config(
     return LoraConfig(task_type=task_type, r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, use_rslora=lora.use_rslora,
         use_dora=lora.use_dora, init_lora_weights=lora.init_lora_weights, target_modules=targets if isinstance(targets, str) else list(targets))
 
-def _attach(base, section, task):
+def _attach(base, section, task, **options):
     from peft import get_peft_model
-    return get_peft_model(base, lora_config(section, base, task.peft_type))
+    return get_peft_model(base, lora_config(section, base, task.peft_type), **options)
 
 # %% ../../nbs/methods/lora.ipynb #32b6e4f0
 def _trains(name, parameter): return 'lora_B' in name
@@ -91,8 +91,47 @@ def _weights(step, name):
     if section.use_dora: made['magnitude'] = step.param((linear.out_features,), dtype, True)
     return made
 
-# %% ../../nbs/methods/lora.ipynb #1ee8f0dc
-def _describe(section): return f'r={section.r}'+(', DoRA' if section.use_dora else '')
+def _walk(step, weights, name, x, y):
+    "PEFT's `Linear.forward`: what the adapter adds to a layer's output"
+    given,storage,autocast = y.dtype,step.job.storage,step.autocast
+    if storage.bits==4: y = step.clone(y)
+    if not storage.quantised or not autocast: x = step.cast(x, step.stack.adapter_dtype)
+    if step.job.section.use_dora: return _dora(step, weights, name, x, y)
+    update = step.scale(_low_rank(step, weights, name, step.dropout(x, step.job.section.lora_dropout)))
+    if not storage.quantised: return step.cast(step.add(y, update), given)
+    return step.add(y, update if autocast else step.cast(update, given))
 
-LORA = Method('lora', 'LoRA', Lora, (4, 8, 'none'), _tensors, _trains, _describe, _targets, weights=_weights, attach=_attach,
-    merge=('float32', 'bfloat16', 'float16'), fixed=FIXED)
+def _low_rank(step, weights, name, x):
+    return step.linear(step.linear(x, weights[name+'.A'], 'A x'), weights[name+'.B'], 'B A x')
+
+# %% ../../nbs/methods/lora.ipynb #ca45980d
+def _dora(step, weights, name, x, y):
+    "PEFT's `DoraLinearLayer`"
+    given,linear,dtype = y.dtype,step.linears[name],step.stack.adapter_dtype
+    whole,magnitude = (linear.out_features, linear.in_features),weights[name+'.magnitude']
+    scratch = [step.new('identity', (linear.in_features, linear.in_features), dtype)]
+    scratch += [step.new(what, whole, dtype) for what in ('product of the adapters', 'base weight', 'scaled product', 'updated weight')]
+    dropped = step.dropout(x, step.job.section.lora_dropout)
+    update = _low_rank(step, weights, name, dropped)
+    result = step.add(step.by_magnitude(y, magnitude), step.scale(step.by_magnitude(update, magnitude)))
+    return step.cast(step.add(y, result), given)
+
+# %% ../../nbs/methods/lora.ipynb #7f9097bd
+def _title(storage):
+    if storage.bits==4: return f'QLoRA, {storage.label}'
+    return 'LoRA on 8 bits' if storage.bits==8 else f'LoRA on {storage.label}'
+
+def _describe(section): return f'r={section.r}'
+def _untraced(section):
+    return 'DoRA cannot be traced yet, since PEFT sets its magnitudes from real weights; the formula prices it' if section.use_dora else ''
+
+def _notes(section):
+    said = 'DoRA builds the whole updated weight at each use; its gradient buffers are counted approximately.'
+    return (said,) if section.use_dora else ()
+
+def _variants(section): return [('r', 2*section.r), *_reliefs(section)]
+def _reliefs(section): return [('target_modules', 'attention-only')] if section.target_modules!='attention-only' else []
+
+LORA = Method('lora', 'LoRA', Lora, (4, 8, 'none'), _tensors, _trains, _attach, _title, _describe, 'PEFT: A is r × in, B is out × r',
+    targets=_targets, weights=_weights, walk=_walk, untraced=_untraced, notes=_notes, grows='r', variants=_variants, reliefs=_reliefs,
+    merge=('float32', 'bfloat16', 'float16'), fixed=FIXED, bare=dict(lora_dropout=0.))

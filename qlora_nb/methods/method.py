@@ -7,7 +7,7 @@ __all__ = ['Section', 'Method']
 
 # %% ../../nbs/methods/method.ipynb #7a9ceca6
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 # %% ../../nbs/methods/method.ipynb #fef3d966
@@ -16,6 +16,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
 # %% ../../nbs/methods/method.ipynb #c9e4f447
+def _nothing(*args): return ()
+def _no_words(*args): return ''
+
 @dataclass(frozen=True)
 class Method:
     "A way to fine-tune"
@@ -25,16 +28,33 @@ class Method:
     bases: tuple # Values of `quantization.bits` it can train on
     tensors: Callable # (architecture, section) → [(shape, count)] of the trained tensors
     trains: Callable # (name of a parameter, parameter) → whether it must have a gradient after step 1
-    describe: Callable = lambda section: '' # (section) → what tells two configs of this method apart, e.g. `r=16`
-    targets: Callable = lambda architecture, section: () # (architecture, section) → names of the linear layers that it changes
-    weights: Callable|None = None # (step, layer name) → trained parameters beside that layer in the tensor-by-tensor step
-    walk: Callable|None = None # (step, weights, layer name, input, output) → output of an adapted layer in that step
-    attach: Callable|None = None # (base, section, task) → model to train; None: planned for comparison, not trained
-    adapters: bool = True # Whether it adds tensors to a frozen base; otherwise the model itself is trained
+    attach: Callable|None = None # (base, section, task, **options of `get_peft_model`) → model to train; None: planned for comparison, not trained
+    title: Callable|None = None # (storage) → name of the method on that base, e.g. `QLoRA, nf4`; None: from the label
+    describe: Callable = _no_words # (section) → what tells two configs of this method apart, e.g. `r=16`
+    rule: str = 'one for each trained parameter' # Where the shapes of the trained tensors come from, for the plan
+    adapters: bool = True # Whether a frozen base stays beside what is trained; otherwise the model itself is trained
+    targets: Callable = _nothing # (architecture, section) → names of the linear layers that it changes
+    weights: Callable = _nothing # (step, layer name) → trained parameters beside that layer in the tensor-by-tensor step
+    walk: Callable|None = None # (step, weights, layer name, input, output) → output of a changed layer in that step
+    untraced: Callable = _no_words # (section) → why the real code cannot be traced with it; empty: it can
+    notes: Callable = _nothing # (section) → what the reader of a plan has to know
+    grows: str = '' # The setting whose size costs memory, e.g. `r`; the plan solves for the largest that fits
+    variants: Callable = _nothing # (section) → [(setting, value)] that the plan prices beside it
+    reliefs: Callable = _nothing # (section) → [(setting, value)] that save memory, for a plan that does not fit
     off: str = 'disable' # How the base is shown again: `disable` the adapter, or `reload` the model
     checkpointing: bool = True # Whether it works with gradient checkpointing
     packing: bool = True # Whether it works with packed rows
     merge: tuple = () # Storages into which the result can be merged
-    fixed: dict = None # Key of the section → why a resumed run may not change it
+    fixed: dict = field(default_factory=dict) # Setting → why a resumed run may not change it
+    bare: dict = field(default_factory=dict) # Settings of a job that names none, where they differ from the section's defaults
 
     def __hash__(self): return hash(self.name)
+
+    def settings(self, **changes): # → its section
+        "The section of a job: defaults of a bare job, with changes"
+        tidy = {k: tuple(v) if isinstance(v, list) else v for k,v in changes.items()}
+        return self.section(**{**self.bare, **tidy})
+
+    def on(self, storage): # A `Storage` → e.g. `QLoRA, nf4`
+        "The method's name on a base"
+        return self.title(storage) if self.title else f'{self.label} on {storage.label}'

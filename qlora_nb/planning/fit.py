@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'TRACED', 'WASTE', 'WASTE_FROM', 'CONTEXT', 'LIBRARIES', 'PROCESS', 'BASE', 'VERDICTS', 'SHARDINGS',
-           'DIVIDED', 'SHARD', 'SOLVED', 'KEYS', 'Peak', 'peak', 'moving', 'reserved', 'Fit', 'Machine', 'gathered',
-           'spread', 'fit', 'Loading', 'loading', 'largest', 'solve', 'Knob', 'knobs', 'Suggestion', 'suggest']
+           'DIVIDED', 'SHARD', 'SOLVED', 'SETTING', 'KEYS', 'Peak', 'peak', 'moving', 'reserved', 'Fit', 'Machine',
+           'gathered', 'spread', 'fit', 'Loading', 'loading', 'largest', 'solved_for', 'resized', 'solve', 'Knob',
+           'knobs', 'Suggestion', 'suggest']
 
 # %% ../../nbs/planning/fit.ipynb #05418fb4
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from ..errors import QLoRAError, nearest
 from ..facts.hardware import Device
-from ..methods.lora import adapter_shapes, target_linears
 from .memory import count, estimate
 from ..simulation.job import Job
 
@@ -53,8 +53,7 @@ def _peak(job, engine):
 # %% ../../nbs/planning/fit.ipynb #c0a568f3
 def _alike(job):
     generation = (7, 5) if job.capability<(8, 0) else (8, 0) if job.capability<(9, 0) else (9, 0)
-    targets = job.target_modules if isinstance(job.target_modules, str) else tuple(job.target_modules)
-    return replace(job, capability=generation, accumulation=min(job.accumulation, 2), target_modules=targets)
+    return replace(job, capability=generation, accumulation=min(job.accumulation, 2))
 
 def peak(
     job:Job, # What one step computes
@@ -131,8 +130,7 @@ class Machine:
 DIVIDED = ('weights', 'rest', 'adapters', 'gradients', 'optimizer')
 
 def _buckets(job):
-    if job.method=='full': return 4*job.arch.num_parameters
-    return 4*count(adapter_shapes(target_linears(job.arch, job.target_modules), job.r, job.use_dora))
+    return 4*count(job.trained)
 
 def gathered(job:Job, peak:Peak)->int: # Bytes
     "What FSDP holds whole beside its share: two layers, and what belongs to no layer"
@@ -148,8 +146,8 @@ def spread(
     "The peak of each card when several share a run"
     n,c,fsdp = machine.gpus,dict(peak.components),machine.sharding=='fsdp'
     if n==1: return peak
-    if fsdp and job.method=='qlora' and job.quant=='int8': raise QLoRAError('FSDP shares out 4-bit and 16-bit bases; bitsandbytes cannot shard an 8-bit one', key='sharding', value='fsdp')
-    shared = (*DIVIDED, 'workspace') if job.method=='full' else DIVIDED # the optimizer's scratch has the size of its shard
+    if fsdp and job.storage.bits==8: raise QLoRAError('FSDP shares out 4-bit and 16-bit bases; bitsandbytes cannot shard an 8-bit one', key='sharding', value='fsdp')
+    shared = (*DIVIDED, 'workspace') if not job.method.adapters else DIVIDED # the optimizer's scratch has the size of its shard
     if fsdp: c.update({g: round(c[g]/n) for g in shared if g in c})
     else: c['buckets'] = _buckets(job)
     change,whole = sum(c.values())-peak.tensors,gathered(job, peak) if fsdp else 0
@@ -225,25 +223,35 @@ def largest(
         at[n],tries = need(n),tries+1
 
 # %% ../../nbs/planning/fit.ipynb #d83292a4
-SOLVED = dict(batch=4096, length=2**20, r=4096)
+SOLVED = dict(batch=4096, length=2**20) # What is solved for, and the largest value to consider
+SETTING = 4096 # The same for the setting of a method whose size costs memory, e.g. LoRA's rank
+
+def solved_for(job:Job)->dict: # Name → largest value to consider
+    "What can be solved for: micro-batch, length, and the setting of the method that costs memory"
+    return SOLVED | ({job.method.grows: SETTING} if job.method.grows else {})
+
+def resized(job:Job, key:str, n:int)->Job: # `batch`, `length` or a setting of the method; its new value
+    "A job of another size"
+    return job.changed(**{key: n})
 
 @lru_cache(512)
 def _evaluated(job, key, gpus, sharding, kind, beside): return {}
 
 def solve(
     job:Job, # What stays as it is
-    key:str, # batch, length or r
+    key:str, # batch, length, or the setting of the method that costs memory, e.g. `r`
     machine:Machine, # With known memory
     own:Peak|None=None # A traced peak of `job`; the formula is scaled to it
 )->int|None: # 0: not even 1 fits; None: the capacity is not known
     "The largest micro-batch, length or rank that fits"
-    if key not in SOLVED: raise QLoRAError(f"solved for are {', '.join(SOLVED)}.", value=key, suggestion=nearest(key, SOLVED))
+    tops = solved_for(job)
+    if key not in tops: raise QLoRAError(f"solved for are {', '.join(tops)}.", value=key, suggestion=nearest(key, tops))
     if machine.device.memory is None: return None
-    if key=='r' and job.method=='full': return None
-    top = min(SOLVED[key], job.arch.max_position_embeddings or SOLVED[key]) if key=='length' else SOLVED[key]
+    top = tops[key]
+    if key=='length': top = min(top, job.arch.max_position_embeddings or top)
     off = own.tensors-peak(job).tensors if own else 0
-    at = _evaluated(_alike(replace(job, **{key: 1})), key, machine.gpus, machine.sharding, machine.device.kind, machine.beside)
-    return largest(lambda n: fit(replace(job, **{key: n}), machine).device[1], machine.device.memory-off, top, at)
+    at = _evaluated(_alike(resized(job, key, 1)), key, machine.gpus, machine.sharding, machine.device.kind, machine.beside)
+    return largest(lambda n: fit(resized(job, key, n), machine).device[1], machine.device.memory-off, top, at)
 
 # %% ../../nbs/planning/fit.ipynb #dff392e0
 @dataclass(frozen=True)
@@ -254,20 +262,22 @@ class Knob:
     bytes: int # What tensors and paged state grow by at the peak
     fit: Fit # The changed job on the card
 
-def _changes(j):
-    targets = j.target_modules if isinstance(j.target_modules, str) else ', '.join(j.target_modules)
-    yield 'micro-batch + 1',f'{j.batch} → {j.batch+1}',dict(batch=j.batch+1)
-    yield 'length × 2',f'{j.length:,} → {2*j.length:,}',dict(length=2*j.length)
-    if j.method!='full': yield 'rank × 2',f'{j.r} → {2*j.r}',dict(r=2*j.r)
-    yield 'gradient checkpointing',_switch(j.checkpointing),dict(checkpointing=not j.checkpointing)
-    if j.method=='qlora' and j.quant!='int8': yield 'double quantisation',_switch(j.double_quant),dict(double_quant=not j.double_quant)
-    if j.method=='qlora': yield '16-bit base',f'{j.quant} → {j.dtype}',dict(method='lora')
-    if j.method=='qlora' and j.quant!='int8': yield '8-bit base',f'{j.quant} → int8',dict(quant='int8')
-    if j.method=='lora': yield '4-bit base',f'{j.dtype} → nf4',dict(method='qlora', quant='nf4')
+def _changes(job):
+    "Name, what changes, and the changed job"
+    j,base = job,job.storage
+    yield 'micro-batch + 1',f'{j.batch} → {j.batch+1}',replace(j, batch=j.batch+1)
+    yield 'length × 2',f'{j.length:,} → {2*j.length:,}',replace(j, length=2*j.length)
+    for key,value in j.method.variants(j.section):
+        yield f'{j.method.name}.{key}',f'{_word(getattr(j.section, key))} → {_word(value)}',j.changed(**{key: value})
+    yield 'gradient checkpointing',_switch(j.checkpointing),replace(j, checkpointing=not j.checkpointing)
+    if base.bits==4: yield 'double quantisation',_switch(base.double_quant),j.changed(double_quant=not base.double_quant)
+    if base.quantised: yield '16-bit base',f'{base.name} → {j.dtype}',j.changed(stored=j.dtype)
+    if base.bits==4: yield '8-bit base',f'{base.name} → int8',j.changed(stored='int8')
+    if j.method.adapters and not base.quantised: yield '4-bit base',f'{base.name} → nf4',j.changed(stored='nf4')
     for optim in ('adamw_torch', 'adamw_8bit', 'sgd'):
-        if optim!=j.optim: yield 'optimizer '+optim,f'{j.optim} → {optim}',dict(optim=optim)
-    if j.method!='full' and j.target_modules!='attention-only': yield 'adapters on',f'{targets} → attention-only',dict(target_modules='attention-only')
+        if optim!=j.optim: yield 'optimizer '+optim,f'{j.optim} → {optim}',replace(j, optim=optim)
 
+def _word(value): return ', '.join(value) if isinstance(value, tuple) else value
 def _switch(on): return 'on → off' if on else 'off → on'
 
 # %% ../../nbs/planning/fit.ipynb #d1644f12
@@ -275,13 +285,13 @@ def knobs(job:Job, machine:Machine)->list[Knob]: # Dearest first
     "What one change costs or saves"
     def size(j): return peak(j).tensors+peak(j).paged
     whole = machine.gpus>1 and machine.sharding=='fsdp'
-    changed = [(name, said, replace(job, **kw)) for name,said,kw in _changes(job) if not (whole and 'quant' in kw and kw['quant']=='int8')]
+    changed = [(name, said, new) for name,said,new in _changes(job) if not (whole and new.storage.bits==8)]
     return sorted((Knob(name, said, size(j)-size(job), fit(j, machine)) for name,said,j in changed), key=lambda k: -k.bytes)
 
 # %% ../../nbs/planning/fit.ipynb #0a13614c
-KEYS = dict(batch='training.per_device_train_batch_size', accumulation='training.gradient_accumulation_steps', checkpointing='training.gradient_checkpointing',
-    double_quant='quantization.bnb_4bit_use_double_quant', optim='training.optim', method='quantization.bits', quant='quantization.bits',
-    target_modules='lora.target_modules', length='training.max_length', r='lora.r')
+KEYS = dict(batch='training.per_device_train_batch_size', accumulation='training.gradient_accumulation_steps',
+    checkpointing='training.gradient_checkpointing', double_quant='quantization.bnb_4bit_use_double_quant', optim='training.optim',
+    bits='quantization.bits', length='training.max_length')
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -293,24 +303,44 @@ class Suggestion:
 
 def _divisors(n): return [d for d in range(1, n+1) if n%d==0]
 
+@dataclass(frozen=True)
+class _Relief:
+    "One change that saves memory"
+    key: str # Of the config
+    value: object # New value there
+    changes: dict # The same for `Job.changed`
+
+def _relief(name, value): return _Relief(KEYS[name], value, {name: value})
+
 def _reliefs(job, cuda):
-    "Changes, the least intrusive first; what is so already is left out"
-    steps = [('batch', 1), ('checkpointing', True), ('double_quant', True), ('optim', 'paged_adamw_8bit' if cuda else 'adamw_8bit'), ('method', 'qlora'),
-        *(('length', n) for n in (2048, 1024, 512, 256) if n<job.length), ('target_modules', 'attention-only')]
-    return [(k, v) for k,v in steps if getattr(job, k)!=v]
+    "The least intrusive first; what is so already is left out"
+    optim = 'paged_adamw_8bit' if cuda else 'adamw_8bit'
+    if job.batch!=1: yield _relief('batch', 1)
+    if not job.checkpointing: yield _relief('checkpointing', True)
+    if job.storage.bits==4 and not job.storage.double_quant: yield _relief('double_quant', True)
+    if job.optim!=optim: yield _relief('optim', optim)
+    if not job.storage.quantised: yield _Relief(KEYS['bits'], 4, dict(stored='nf4'))
+    for n in (2048, 1024, 512, 256):
+        if n<job.length: yield _relief('length', n)
+    for key,value in job.method.reliefs(job.section): yield _Relief(f'{job.method.name}.{key}', value, {key: value})
 
 # %% ../../nbs/planning/fit.ipynb #eeba35a2
 def _relieved(job, machine):
-    "The job that fits with the fewest changes, and those changes; None when nothing helps"
-    done,all_ = {},_reliefs(job, machine.device.kind=='cuda')
-    def ok(changes): return fit(replace(job, **changes), machine).verdict=='fits'
-    for k,v in all_:
-        done[k] = v
-        if ok(done): break
+    "The fewest changes with which the job fits, by key; None when nothing helps"
+    def fits(done): return fit(_applied(job, done), machine).verdict=='fits'
+    done = {}
+    for relief in _reliefs(job, machine.device.kind=='cuda'):
+        done[relief.key] = relief
+        if fits(done): break
     else: return None
-    for k in list(done)[::-1]:
-        if len(done)>1 and ok({a: b for a,b in done.items() if a!=k}): del done[k]
+    for key in list(done)[::-1]:
+        fewer = {k: r for k,r in done.items() if k!=key}
+        if fewer and fits(fewer): done = fewer
     return done
+
+def _applied(job, done):
+    for relief in done.values(): job = job.changed(**relief.changes)
+    return job
 
 def _spread_batch(job, total, machine):
     "The largest micro-batch that fits and divides the effective batch"
@@ -326,15 +356,15 @@ def suggest(
     machine:Machine # With known memory
 )->Suggestion|None: # None: nothing to improve, or nothing that helps
     "Another config with the same effective batch"
-    if machine.device.memory is None or job.method=='full': return None
+    if machine.device.memory is None or not job.method.adapters: return None
     total,good = job.batch*job.accumulation,fit(job, machine).verdict=='fits'
     done = {} if good else _relieved(job, machine)
     if done is None: return None
-    now = replace(job, **done)
+    now = _applied(job, done)
     b = _spread_batch(now, total, machine)
     if not b or (good and b<=job.batch): return None
     new = _split(now, b, total)
-    out = {KEYS[k]: (4 if k=='method' else v) for k,v in done.items() if k!='batch'}
+    out = {k: r.value for k,r in done.items() if k!=KEYS['batch']}
     if b!=job.batch: out |= {KEYS['batch']: b, KEYS['accumulation']: total//b}
     why = f'fits, with the same effective batch of {total}' if not good else f'there is room for a micro-batch of {b}: the same effective batch of {total} in fewer passes'
     return Suggestion(out, new, fit(new, machine), why)

@@ -54,12 +54,16 @@ def load_rows(p)->list: # Rows
 
 # %% ../../nbs/planning/page.ipynb #0d16fab0
 METHOD_HEAD = ('method', 'states', '', 'peak', 'device', 'trained parameters', 'verdict')
-def _method(b): return b.title.split(': ', 1)[1]
 def methods(p)->list: # Rows
     "Full fine-tuning, LoRA and the quantised base"
-    binary,decimal = ('GiB', 'GB') if min(b.total for b in p.budgets)>.1*GiB else ('MiB', 'MB')
-    return [(_method(b)+(' ◀ this config' if i==p.chosen else ''), fmt_bytes(b.total, binary), f'({fmt_bytes(b.total, decimal)})', fmt_bytes(f.tensors, binary), _band(f.device),
-        f'{b.trainable:,} ({b.trainable/b.parameters:.2%})', SAID[f.verdict]) for i,(b,f) in enumerate(zip(p.budgets, p.fits))]
+    units = ('GiB', 'GB') if min(o.budget.total for o in p.options)>.1*GiB else ('MiB', 'MB')
+    return [_method_row(o, *units) for o in p.options]
+
+def _method_row(option, binary, decimal):
+    budget,fit = option.budget,option.fit
+    share = f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})'
+    sizes = fmt_bytes(budget.total, binary),f'({fmt_bytes(budget.total, decimal)})',fmt_bytes(fit.tensors, binary),_band(fit.device)
+    return option.name+' ◀ this config'*option.asked,*sizes,share,SAID[fit.verdict]
 
 CARD_HEAD = ('card', 'usable', 'verdict', 'left', 'largest batch', 'time', 'rent')
 def cards(p)->list: # Rows
@@ -82,8 +86,8 @@ def knob_rows(p)->list: # Rows
 # %% ../../nbs/planning/page.ipynb #1d2e309d
 def solved(p)->list: # Rows
     "The largest settings that fit the card"
-    names = dict(batch='micro-batch, rows', length='max_length, tokens', r='rank')
-    return [(names[k], v) for k,v in p.largest.items() if v is not None]
+    names = dict(batch='micro-batch, rows', length='max_length, tokens')
+    return [(names.get(k, f'{p.job.method.name}.{k}'), v) for k,v in p.largest.items() if v is not None]
 
 def suggested(p)->str: # One line, or nothing
     "The suggestion in words"
@@ -144,10 +148,10 @@ COLOURS = dict(weights='var(--qnb-a)', constants=_mix('a', 75), rest=_mix('a', 5
     buckets='var(--qnb-bad)', gathered='var(--qnb-bad)', paged=_mix('b', 30))
 BAND = 'color-mix(in srgb,var(--qnb-ink) 60%,transparent)'
 
-def _segments(p, i):
-    one = p.peak if i==p.chosen else spread(p.estimates[i], p.jobs[i], p.machine)
+def _segments(p, option):
+    one = p.peak if option.asked else spread(option.estimate, option.job, p.machine)
     at = {**one.components, 'paged': one.paged}
-    return [(f'{LEGEND.get(g, g)}: {fmt_bytes(n)}', n, COLOURS.get(g, 'var(--qnb-dim)'), _why(p.estimates[i], g)) for g,n in at.items() if n>0]
+    return [(f'{LEGEND.get(g, g)}: {fmt_bytes(n)}', n, COLOURS.get(g, 'var(--qnb-dim)'), _why(option.estimate, g)) for g,n in at.items() if n>0]
 
 def _why(estimate, group):
     "The largest terms of a group, as arithmetic"
@@ -156,35 +160,36 @@ def _why(estimate, group):
     return '; '.join([f'{t.name} = {t.formula}' for t in terms[:4]]+more)
 
 # %% ../../nbs/planning/page.ipynb #a1d48e07
-def _bar(p, i, top):
-    seen,f = _segments(p, i),p.fits[i]
+def _bar(p, option, top):
+    seen,f = _segments(p, option),option.fit
     least = f.device[0]-f.tensors-f.paged
     what = 'what PyTorch takes beyond its tensors, and the CUDA context'
     seen += [(f'allocator and context, at least: {fmt_bytes(least)}', least, BAND, what), (f'up to {fmt_bytes(f.device[1]-f.device[0])} more', f.device[1]-f.device[0], 'var(--qnb-soft)', what)]
     line = f'; {p.device.name} has {fmt_bytes(f.capacity)}: {SAID[f.verdict]}' if f.capacity else ''
     mark = (f.capacity, f'{p.device.name}: {fmt_bytes(f.capacity)} usable') if f.capacity and f.capacity<=top else None
-    return html_bar(seen, top, f'{_method(p.budgets[i])}: peak {fmt_bytes(f.tensors)}, device {_band(f.device)}{line}', mark)
+    return html_bar(seen, top, f'{option.name}: peak {fmt_bytes(f.tensors)}, device {_band(f.device)}{line}', mark)
 
 def _bars(p):
-    top = max([f.device[1] for f in p.fits]+[1.05*(p.device.memory or 0) if (p.device.memory or 0)<4*p.fits[0].device[1] else 0])
-    def row(i, cells):
-        b,(name,*said,_,_) = p.budgets[i],cells
+    memory,most = p.device.memory or 0,p.options[0].fit.device[1]
+    top = max([o.fit.device[1] for o in p.options]+[1.05*memory if memory<4*most else 0])
+    def row(option, cells):
+        b,(name,*said,_,_) = option.budget,cells
         share = tag('td', f'{b.trainable/b.parameters:.2%}', 'num', title=f'{b.trainable:,} parameters')
-        nums = ''.join(tag('td', escape(c), 'num') for c in said)+share+tag('td', _verdict(p.fits[i].verdict))
-        return tag('tr', tag('th', escape(name)+_bar(p, i, top), scope='row')+nums, cls='strong' if i==p.chosen else '')
+        nums = ''.join(tag('td', escape(c), 'num') for c in said)+share+tag('td', _verdict(option.fit.verdict))
+        return tag('tr', tag('th', escape(name)+_bar(p, option, top), scope='row')+nums, cls='strong' if option.asked else '')
     names = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
     head = tag('thead', tag('tr', ''.join(tag('th', h, 'num' if 0<n<6 else '', scope='col') for n,h in enumerate(names))))
-    return _this(p)+tag('table', head+tag('tbody', ''.join(row(i, c) for i,c in enumerate(methods(p)))), style='--qnb-bar:230px')+_key(p)
+    return _this(p)+tag('table', head+tag('tbody', ''.join(row(o, c) for o,c in zip(p.options, methods(p)))), style='--qnb-bar:230px')+_key(p)
 
 # %% ../../nbs/planning/page.ipynb #2f90a4d5
 def _verdict(v): return tag('span', SAID[v], cls=dict(fits='ok', no='bad').get(v, ''))
 def _this(p):
     "The chosen method alone, on the scale of the card"
     top = 1.05*max(p.device.memory or 0, p.fit.device[1])
-    return tag('div', tag('span', escape(f'{_method(p.budget)} on {p.device.name}'))+_bar(p, p.chosen, top), style='--qnb-bar:560px')
+    return tag('div', tag('span', escape(f'{p.option.name} on {p.device.name}'))+_bar(p, p.option, top), style='--qnb-bar:560px')
 
 def _key(p):
-    groups = dict.fromkeys(g for i in range(3) for g in (*p.estimates[i].components, *p.peak.components))
+    groups = dict.fromkeys(g for o in p.options for g in (*o.estimate.components, *p.peak.components))
     keys = [(LEGEND.get(g, g), COLOURS.get(g, 'var(--qnb-dim)')) for g in groups]+[('allocator and context', BAND)]
     if p.device.memory: keys.append((f'line: {fmt_bytes(p.device.memory)} usable on {p.device.name}', 'var(--qnb-ink)'))
     return tag('div', ' '.join(tag('span', tag('span', '■', style=f'color:{c}', aria_hidden='true')+' '+escape(n)) for n,c in keys), cls='row dim')
@@ -201,7 +206,7 @@ def _card_table(p):
     return tag('table', tag('thead', head)+tag('tbody', ''.join(row(r, c) for r,c in zip(cards(p), p.cards))))+html_notes([CARD_NOTE], 'note info')
 
 def _terms(p):
-    e = p.estimates[p.chosen]
+    e = p.option.estimate
     rows = [(t.name, fmt_bytes(t.bytes), t.dtype, t.formula, t.source) for t in sorted(e.terms, key=lambda t: -t.bytes)]
     return html_table(rows, ('term', 'size', 'stored as', 'formula', 'why'), num=(1,))
 
@@ -217,8 +222,8 @@ def plan_html(p)->str: # HTML fragment
     said = html_notes(['Suggestion: '+suggested(p)]) if suggested(p) else ''
     folds = _fold('Cards: verdict, largest batch, time, rent', _card_table(p), '')
     folds += _fold('What each knob costs', html_table(solved(p), SOLVED_HEAD, num=(1,))+html_table(knob_rows(p), KNOB_HEAD, num=(2,)))
-    folds += _fold(f'Terms of the peak of {_method(p.budget)}, by formula', _terms(p))
+    folds += _fold(f'Terms of the peak of {p.option.name}, by formula', _terms(p))
     folds += _fold('Disk and main memory to load it', html_table(load_rows(p), LOAD_HEAD, num=(1,)))
-    folds += ''.join(_fold('What '+_method(b)+' keeps all the time', b.html()) for b in p.budgets)
+    folds += ''.join(_fold('What '+o.name+' keeps all the time', o.budget.html()) for o in p.options)
     folds += _fold('Figures that are often quoted', html_table(quoted(p), QUOTED_HEAD, num=(1,))+html_notes([QUOTED_NOTE], 'note info'))
     return plan_head(p)+said+html_notes(p.notes, 'note info')+folds

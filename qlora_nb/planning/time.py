@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from ..errors import QLoRAError
 from ..facts.hardware import Device
-from ..methods.lora import adapter_shapes, target_linears
 from .memory import count
 from ..simulation.job import Job
 
@@ -26,16 +25,16 @@ class Flops:
     def total(self): return self.forward+self.recompute+self.backward
 
 def flops_per_token(
-    job:Job # `arch`, `method`, `length` and the adapters count
+    job:Job # Its model, method and length count
 )->Flops:
     "What a token costs, by phase"
     a = job.arch
     layers = 2*sum(l.in_features*l.out_features*l.count for l in a.linears)
     head,attention = 2*a.vocab_size*a.hidden_size,2*job.length*a.num_attention_heads*a.head_dim*a.num_hidden_layers
-    lora = 0 if job.method=='full' else 2*count(adapter_shapes(target_linears(a, job.target_modules), job.r))
-    frozen = 1 if job.method!='full' else 2
-    again = layers+attention+lora if job.checkpointing else 0
-    return Flops(layers+head+attention+lora, again, frozen*(layers+head)+2*attention+2*lora)
+    added = 2*count(job.trained) if job.method.adapters else 0
+    passes = 1 if job.method.adapters else 2 # Of the base, backward: a frozen weight has no gradient
+    again = layers+attention+added if job.checkpointing else 0
+    return Flops(layers+head+attention+added, again, passes*(layers+head)+2*attention+2*added)
 
 # %% ../../nbs/planning/time.ipynb #bbf72505
 EFFICIENCY = (.323, .543)
@@ -49,7 +48,7 @@ def step_seconds(
     "Time of one micro-batch, forward and backward"
     if not device.tflops or job.dtype=='float32' or (job.dtype=='bfloat16' and not device.bf16): return None
     work = flops_per_token(job).total*job.tokens/(device.tflops*1e12)
-    packed = job.method=='qlora' and 2.5*sum(l.in_features*l.out_features*l.count for l in job.arch.linears)*(3 if job.checkpointing else 2)
+    packed = job.storage.quantised and 2.5*sum(l.in_features*l.out_features*l.count for l in job.arch.linears)*(3 if job.checkpointing else 2)
     unpack = packed/(device.bandwidth*1e9) if packed and device.bandwidth else 0
     return work/efficiency[1]+unpack,work/efficiency[0]+unpack
 

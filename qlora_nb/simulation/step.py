@@ -186,6 +186,14 @@ def _mul_fixed(h, a, c, name='product'):
     "By a tensor without a gradient, which is broadcast"
     return _op(h, name, a.shape, _widest(a.dtype, c.dtype), [a], _like(h, 'gradient of a product', a.shape), save=[c])
 
+def _by_magnitude(h, x, m):
+    "DoRA's magnitudes, one for each column, which are trained"
+    shape,width = x.shape,m.shape
+    def back(g, s):
+        product = _new(h, 'gradient of the magnitude, unsummed', shape, g.dtype)
+        return [_new(h, 'gradient of the product', shape, g.dtype), _new(h, 'gradient of the magnitude', width, g.dtype)]
+    return _op(h, 'times magnitude', shape, _widest(x.dtype, m.dtype), [x, m], back, save=[x, m])
+
 def _dropout(h, x, p, cuda):
     "On a GPU with a mask of one byte an element; on a processor the factors, 0 or 1/(1-p), are stored in the input's type"
     if not p: return x
@@ -356,63 +364,52 @@ def _flash(h, q, k, v, groups, dtype, joined=False):
 
 # %% ../../nbs/simulation/step.ipynb #5a07aeb2
 class _Step:
-    "A job on a heap"
-    def __init__(self, job, targets):
+    "A job on a heap; its operations are what a method's `walk` calls"
+    def __init__(self, job):
         s = job.stack
-        self.job,self.arch,self.stack,self.targets = job,job.arch,s,targets
-        self.cuda,self.full,self.quant = job.device!='cpu',job.method=='full',job.quant if job.method=='qlora' else None
+        self.job,self.arch,self.stack = job,job.arch,s
+        self.cuda,self.full,self.quantised = job.device!='cpu',not job.method.adapters,job.storage.quantised
+        self.targets = set(job.method.targets(job.arch, job.section))
         self.h = _Heap(512 if self.cuda else 1)
-        self.rest = 'float32' if s.upcast=='all' and self.quant else job.dtype
-        self.norm = 'float32' if s.upcast in ('all', 'norms') and self.quant else job.dtype
+        self.rest = 'float32' if s.upcast=='all' and self.quantised else job.dtype
+        self.norm = 'float32' if s.upcast in ('all', 'norms') and self.quantised else job.dtype
         self.linears = {l.name: l for l in job.arch.linears}
 
-def _param(shape, dtype, trained): return _Tensor(shape, dtype, None, _Leaf() if trained else None)
+    @property
+    def autocast(self): return self.h.autocast
+    @staticmethod
+    def param(shape, dtype, trained): return _Tensor(shape, dtype, None, _Leaf() if trained else None)
+    def new(self, name, shape, dtype): return _new(self.h, name, shape, dtype)
+    def cast(self, x, dtype): return _cast(self.h, x, dtype)
+    def add(self, a, b): return _add(self.h, a, b)
+    def scale(self, x): return _scale(self.h, x)
+    def clone(self, x): return _clone(self.h, x)
+    def dropout(self, x, p): return _dropout(self.h, x, p, self.cuda)
+    def linear(self, x, weight, name): return _linear(self.h, x, weight, None, name)
+    def by_magnitude(self, x, magnitude): return _by_magnitude(self.h, x, magnitude)
 
 def _weights(s):
     "The parameters of one layer"
-    j,a,w = s.job,s.arch,{}
+    a,w = s.arch,{}
     for l in a.linears:
-        w[l.name] = _param((l.out_features, l.in_features), j.dtype, s.full)
-        if l.bias: w[l.name+'.bias'] = _param((l.out_features,), j.dtype, s.full)
-        if l.name not in s.targets: continue
-        w[l.name+'.A'] = _param((j.r, l.in_features), s.stack.adapter_dtype, True)
-        w[l.name+'.B'] = _param((l.out_features, j.r), s.stack.adapter_dtype, True)
-        if j.use_dora: w[l.name+'.magnitude'] = _param((l.out_features,), s.stack.adapter_dtype, True)
-    for n in a.family.norms: w[n] = _param((a.hidden_size,), s.norm, s.full)
-    for n in ('q_norm', 'k_norm'): w[n] = _param((a.head_dim,), s.norm, s.full)
+        w[l.name] = s.param((l.out_features, l.in_features), s.job.dtype, s.full)
+        if l.bias: w[l.name+'.bias'] = s.param((l.out_features,), s.job.dtype, s.full)
+        if l.name in s.targets: w |= {f'{l.name}.{k}': p for k,p in s.job.method.weights(s, l.name).items()}
+    for n in a.family.norms: w[n] = s.param((a.hidden_size,), s.norm, s.full)
+    for n in ('q_norm', 'k_norm'): w[n] = s.param((a.head_dim,), s.norm, s.full)
     return w
-
-# %% ../../nbs/simulation/step.ipynb #facdd4c8
-def _dora(s, w, name, x, y):
-    h,given,l,ad = s.h,y.dtype,s.linears[name],s.stack.adapter_dtype
-    whole,out,m = (l.out_features, l.in_features),y.shape,w[name+'.magnitude']
-    scratch = [_new(h, 'identity', (l.in_features, l.in_features), ad)]+[_new(h, n, whole, ad) for n in ('product of the adapters', 'base weight', 'scaled product', 'updated weight')]
-    x = _call(_dropout, h, x, s.job.lora_dropout, s.cuda)
-    z = _call(_linear, h, _call(_linear, h, x, w[name+'.A'], None, 'A x'), w[name+'.B'], None, 'B A x')
-    def back(g, kept):
-        product = _new(h, 'gradient of the magnitude, unsummed', out, g.dtype)
-        return [_new(h, 'gradient of the product', out, g.dtype), _new(h, 'gradient of the magnitude', (l.out_features,), g.dtype)]
-    def times(t): return _op(h, 'times magnitude', out, _widest(t.dtype, m.dtype), [t, m], back, save=[t, m])
-    r = _add(h, times(y), _scale(h, times(z)))
-    return _cast(h, _add(h, y, r), given)
 
 # %% ../../nbs/simulation/step.ipynb #41536fae
 def _adapted(s, w, name, x, y):
-    h,j,given = s.h,s.job,y.dtype
-    h.at = f'{name} adapter'
-    if s.quant in ('nf4', 'fp4'): y = _clone(h, y)
-    if s.quant is None or not h.autocast: x = _cast(h, x, s.stack.adapter_dtype)
-    if j.use_dora: return _dora(s, w, name, x, y)
-    z = _call(_linear, h, _call(_linear, h, _call(_dropout, h, x, j.lora_dropout, s.cuda), w[name+'.A'], None, 'A x'), w[name+'.B'], None, 'B A x')
-    z = _scale(h, z)
-    if s.quant is None: return _cast(h, _add(h, y, z), given)
-    return _add(h, y, z if h.autocast else _cast(h, z, given))
+    s.h.at = f'{name} adapter'
+    return s.job.method.walk(s, w, name, x, y)
 
 def _proj(s, w, name, x):
-    h,l = s.h,s.linears[name]
+    h,l,stored = s.h,s.linears[name],s.job.storage
     before,h.at,shape = h.at,name,(l.out_features, l.in_features)
-    if s.quant is None: y = _linear(h, x, w[name], w.get(name+'.bias'))
-    else: y = _linear8(h, x, shape) if s.quant=='int8' else _linear4(h, x, shape, s.job.dtype, s.job.double_quant, s.stack.inputs_kept)
+    if stored.bits==8: y = _linear8(h, x, shape)
+    elif stored.bits==4: y = _linear4(h, x, shape, s.job.dtype, stored.double_quant, s.stack.inputs_kept)
+    else: y = _linear(h, x, w[name], w.get(name+'.bias'))
     if name in s.targets: y = _adapted(s, w, name, x, y)
     h.at = before
     return y
@@ -615,9 +612,9 @@ def _inputs(s, trained):
     if h.accumulated: s.sums = _new(h, 'earlier micro-batches', (trained,), j.dtype if s.full else s.stack.adapter_dtype)
     h.at = 'cuBLAS'
     if s.cuda: s.workspace = [_Store(h, 'workspace', (32*2**20 if j.capability>=(9, 0) else 8_519_680,), 'uint8', 2)]
-    s.embed = _param((a.vocab_size, a.hidden_size), s.rest, s.full)
-    s.head = s.embed if a.tie_word_embeddings else _param((a.vocab_size, a.hidden_size), s.rest, s.full)
-    s.last = _param((a.hidden_size,), s.norm, s.full)
+    s.embed = s.param((a.vocab_size, a.hidden_size), s.rest, s.full)
+    s.head = s.embed if a.tie_word_embeddings else s.param((a.vocab_size, a.hidden_size), s.rest, s.full)
+    s.last = s.param((a.hidden_size,), s.norm, s.full)
 
 def _embedded(s):
     h,j,a = s.h,s.job,s.arch
@@ -675,12 +672,11 @@ class Walk:
         return self._heap.alive(self._events if phase=='end' else self._heap.peaks[phase][1])
 
 def walk(
-    job, # A `stack.Job`
-    targets=(), # Names of the linear layers that carry an adapter
-    trained:int=0 # Trained parameters
+    job, # A `Job`
+    trained:int=0 # Trained parameters, for the gradients of earlier micro-batches
 )->Walk:
     "One training step, tensor by tensor"
-    s = _Step(job, set(targets))
+    s = _Step(job)
     h,n = s.h,job.arch.num_hidden_layers
     h.begin('forward')
     _inputs(s, trained)

@@ -14,7 +14,9 @@ from importlib import import_module
 
 from ..errors import QLoRAError, nearest
 from ..render import Shown, fmt_bytes, html_notes, html_table, svg_curve, tag, text_table, thin
+from ..methods.storage import BLOCK, SCALES
 from .job import Job
+from ..tasks.causal_lm import CAUSAL_LM
 
 # %% ../../nbs/simulation/trace.ipynb #02108438
 PHASES = ('load', 'forward', 'backward', 'optimizer')
@@ -223,28 +225,22 @@ def _model_config(job, layers):
 
 def _base(job, layers):
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     dtype = getattr(torch, job.dtype)
     with torch.device('meta'):
         m = AutoModelForCausalLM.from_config(_model_config(job, layers), dtype=dtype, attn_implementation='eager' if job.attention=='eager' else 'sdpa')
-        if job.method!='qlora': return m
-        q = BitsAndBytesConfig(load_in_8bit=True) if job.quant=='int8' else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=job.quant,
-            bnb_4bit_use_double_quant=job.double_quant, bnb_4bit_compute_dtype=dtype)
-        m = replace_with_bnb_linear(m, modules_to_not_convert=['lm_head', 'embed_out'], quantization_config=q)
+        if not job.storage.quantised: return m
+        m = replace_with_bnb_linear(m, modules_to_not_convert=['lm_head', 'embed_out'], **job.storage.load_kwargs(dtype))
     m.is_quantized = True
-    setattr(m, 'is_loaded_in_8bit' if job.quant=='int8' else 'is_loaded_in_4bit', True)
+    setattr(m, f'is_loaded_in_{job.storage.bits}bit', True)
     return m
 
 # %% ../../nbs/simulation/trace.ipynb #9dd742d3
 def _adapted(job, base):
-    if job.method=='full': return base
-    from peft import get_peft_model
-    from qlora_nb.methods.lora import lora_config
-    lora = types.SimpleNamespace(target_modules=job.target_modules, r=job.r, lora_alpha=2*job.r, lora_dropout=job.lora_dropout, use_rslora=False,
-        use_dora=job.use_dora, init_lora_weights=True)
-    try: return get_peft_model(base, lora_config(lora, base), low_cpu_mem_usage=True)
-    except ValueError as e: raise QLoRAError(f'{job.arch.name}: {str(e).splitlines()[0][:200]}', value=job.target_modules) from e
+    if not job.method.adapters: return base
+    try: return job.method.attach(base, job.section, CAUSAL_LM, low_cpu_mem_usage=True)
+    except ValueError as e: raise QLoRAError(f'{job.arch.name}: {str(e).splitlines()[0][:200]}', value=job.method.name) from e
 
 def _cuda_layers(model):
     "Dropout with CUDA's one-byte mask, 8-bit layers with CUDA's product"
@@ -260,26 +256,31 @@ def _cuda_layers(model):
 
 # %% ../../nbs/simulation/trace.ipynb #788c1b77
 def _quantised(job, layer, tr):
+    "The weight of a quantised layer, with its scales and tables"
+    import torch
+    stored,dtype = job.storage,getattr(torch, job.dtype)
+    def new(tensor):
+        category = 'base weights' if tensor.group=='weights' else 'quantisation constants'
+        return tr.see(torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)), category)
+    with tr.scratch(layer.out_features*layer.in_features*dtype.itemsize):
+        made = {tensor.role: new(tensor) for tensor in stored.tensors(layer)}
+        weight = torch.nn.Parameter(made.pop('8-bit weights' if stored.bits==8 else '4-bit weights'), requires_grad=False)
+        if stored.bits==8:
+            weight.CB,weight.SCB = weight.data,made['row scales']
+            return weight
+    weight.quant_state = layer.quant_state = _quant_state(job, layer, made)
+    weight.bnb_quantized,weight.compress_statistics,weight.quant_type = True,stored.double_quant,stored.name
+    return weight
+
+def _quant_state(job, layer, made): # Tensors by their role
     import torch
     from bitsandbytes.functional import QuantState
-    o,i = layer.out_features,layer.in_features
-    dtype,blocks = getattr(torch, job.dtype),-(-o*i//64)
-    def new(*shape, dtype=torch.float32, category='quantisation constants'): return tr.see(torch.empty(shape, dtype=dtype), category)
-    def weight(*shape, dtype): return torch.nn.Parameter(new(*shape, dtype=dtype, category='base weights'), requires_grad=False)
-    with tr.scratch(o*i*dtype.itemsize):
-        if job.quant=='int8':
-            w = weight(o, i, dtype=torch.int8)
-            w.CB,w.SCB = w.data,new(o)
-            return w
-        w = weight(-(-o*i//2), 1, dtype=torch.uint8)
-        kw = dict(shape=torch.Size((o, i)), dtype=dtype, blocksize=64, quant_type=job.quant, code=new(16))
-        if job.double_quant:
-            scales = QuantState(absmax=new(-(-blocks//256)), code=new(256), blocksize=256, dtype=torch.float32)
-            kw |= dict(absmax=new(blocks, dtype=torch.uint8), offset=new(), state2=scales)
-        else: kw |= dict(absmax=new(blocks))
-    w.quant_state = layer.quant_state = QuantState(**kw)
-    w.bnb_quantized,w.compress_statistics,w.quant_type = True,job.double_quant,job.quant
-    return w
+    nested = {}
+    if job.storage.double_quant:
+        scales = QuantState(absmax=made['scales of the scales'], code=made['code table of the scales'], blocksize=SCALES, dtype=torch.float32)
+        nested = dict(offset=made['offset'], state2=scales)
+    return QuantState(absmax=made['block scales'], shape=torch.Size((layer.out_features, layer.in_features)), dtype=getattr(torch, job.dtype),
+        blocksize=BLOCK, quant_type=job.storage.name, code=made['code table'], **nested)
 
 # %% ../../nbs/simulation/trace.ipynb #164d25bd
 def _is_linear(name, layer):
@@ -296,10 +297,9 @@ def _load(job, model, tr):
             if p is None: continue
             if n=='weight' and isinstance(layer, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)): made[p] = _quantised(job, layer, tr)
             elif p not in made:
-                lora = 'lora_' in name
-                w = new(p, 'adapters' if lora else 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head',
-                    adapters if lora and 'magnitude' not in name else None)
-                made[p] = torch.nn.Parameter(w, requires_grad=job.method=='full' or p.requires_grad)
+                added = p.requires_grad and job.method.adapters
+                w = new(p, 'adapters' if added else 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head', adapters if added else None)
+                made[p] = torch.nn.Parameter(w, requires_grad=not job.method.adapters or p.requires_grad)
             layer._parameters[n] = made[p]
         for n,b in layer._buffers.items():
             if b is not None: layer._buffers[n] = new(b, 'embeddings, norms, head')
@@ -307,10 +307,10 @@ def _load(job, model, tr):
 def _upcast(job, model, tr):
     "What `prepare_model_for_kbit_training` or a trainer casts to float32, old and new copy together for a moment"
     import torch
-    scope,made = job.stack.upcast if job.method=='qlora' else 'none',{}
+    scope,made = job.stack.upcast if job.storage.quantised else 'none',{}
     for name,layer in model.named_modules():
         for n,p in layer._parameters.items():
-            if p is None or scope=='none' or 'lora_' in name or p.dtype not in (torch.bfloat16, torch.float16): continue
+            if p is None or scope=='none' or p.requires_grad or p.dtype not in (torch.bfloat16, torch.float16): continue
             if scope=='norms' and 'norm' not in name.rsplit('.', 1)[-1]: continue
             if p not in made:
                 w = tr.see(p.data.float(), 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head')
@@ -435,7 +435,7 @@ def _checkpoint(job, base):
     if not job.checkpointing: return
     enable = getattr(base, 'activation_checkpointing_enable', None) or base.gradient_checkpointing_enable
     enable({'use_reentrant': job.stack.use_reentrant})
-    if job.method!='full': base.enable_input_require_grads()
+    if job.method.adapters: base.enable_input_require_grads()
 
 def _run(job, layers)->Log:
     "Two steps with this many layers"
@@ -600,7 +600,7 @@ def _timeline(log):
     return tuple(thin(out, 400))
 
 # %% ../../nbs/simulation/trace.ipynb #f29228e3
-_ALLOWED = dict(method=('full', 'lora', 'qlora'), quant=('nf4', 'fp4', 'int8'), attention=('eager', 'sdpa', 'flash_attention_2'), device=('cuda', 'cpu'),
+_ALLOWED = dict(attention=('eager', 'sdpa', 'flash_attention_2'), device=('cuda', 'cpu'),
     dtype=('float32', 'bfloat16', 'float16'))
 _LOSSES = ('full_logits', 'full_logits_shifted', 'fused', 'learned')
 
@@ -610,12 +610,12 @@ def _checked(job, layers):
         if v not in allowed: raise QLoRAError(f"{k} of a job is one of {', '.join(allowed)}.", key=k, value=v, suggestion=nearest(str(v), allowed))
     loss = job.stack.loss
     if loss not in _LOSSES: raise QLoRAError(f"the loss {loss!r} cannot be traced; there are {', '.join(_LOSSES)}.", key='stack.loss', value=loss, suggestion=nearest(str(loss), _LOSSES))
-    if job.use_dora: raise QLoRAError('DoRA cannot be traced yet, since PEFT sets its magnitudes from real weights; the formula prices it', key='lora.use_dora', value=True)
+    if (why := job.method.untraced(job.section)): raise QLoRAError(why, key=job.method.name)
     if job.stack.inputs_kept: raise QLoRAError('4-bit layers that keep their inputs, as in bitsandbytes of 2023, are not installed and cannot be traced', key='stack.inputs_kept')
-    if job.method=='full' and loss=='learned': raise QLoRAError('the loss of learned positions trains adapters, not the whole model', key='stack.loss', value=loss)
+    if not job.method.adapters and loss=='learned': raise QLoRAError('the loss of learned positions trains adapters, not the whole model', key='stack.loss', value=loss)
     if job.optim not in _OPTIMS: raise QLoRAError(f"no optimizer {job.optim!r} can be traced; there are {', '.join(_OPTIMS)}.", key='training.optim', value=job.optim, suggestion=nearest(job.optim, _OPTIMS))
     if layers not in ('two', 'all'): raise QLoRAError('layers is `two` (extrapolate) or `all`.', value=layers, suggestion=nearest(str(layers), ('two', 'all')))
-    for k in ('batch', 'length', 'r'):
+    for k in ('batch', 'length'):
         if getattr(job, k)<1: raise QLoRAError(f'{k} of a job is at least 1', key=k, value=getattr(job, k))
     if job.device=='cpu' and job.attention=='flash_attention_2': raise QLoRAError('flash_attention_2 runs on a GPU only', key='attention', value=job.attention)
 
@@ -654,7 +654,7 @@ def _result(job, logs, parts, extrapolated, seconds):
     def whole(f): return _grown(*map(f, logs), extrapolated) if extrapolated else f(logs[0])
     low = max(whole(_replay), phases[binding])
     stack = job.stack
-    title = f'{job.arch.name}: {job.method} on {job.quant if job.method=="qlora" else job.dtype}, {job.batch} × {job.length} tokens, stack {stack.name}'
+    title = f'{job.arch.name}: {job.method.on(job.storage)}, {job.batch} × {job.length} tokens, stack {stack.name}'
     paged = max(p['paged'] for k,p in parts.items() if k[0]=='optimizer')
     return Trace(title, phases[binding], phases, binding, {c: peak[c] for c in CATEGORIES}, paged, (low, max(low, whole(_by_size))),
         _timeline(logs[-1]), 3 if extrapolated else job.arch.num_hidden_layers, seconds, _notes(job))

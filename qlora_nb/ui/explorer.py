@@ -68,7 +68,7 @@ def where(p)->dict: # Verdict to names of cards, smallest card first
     out = {v: [] for v in VERDICTS}
     for d in sorted((d for d in gpus() if d.memory), key=lambda d: d.memory):
         if p.machine.gpus>1 and d.kind not in ('cuda', 'rocm'): continue
-        job = job_for(p.config, p.architecture, d, p.job.method, p.work.longest, p.job.learned)
+        job = job_for(p.config, p.architecture, d, longest=p.work.longest, learned=p.job.learned)
         band = p.machine.beside if same_card(d.name, p.device.name) else None
         out[fit(job, replace(p.machine, device=d, beside=band)).verdict].append(d.name)
     return out
