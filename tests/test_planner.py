@@ -118,8 +118,8 @@ def test_the_largest_settings_are_exact():
     p = plan(T4)
     for key,n in p.largest.items():
         top = dict(batch=4096, length=4096, r=4096)[key]
-        assert planner.fit(replace(p.job, **{key: n}), p.machine).verdict=='fits'
-        assert n==top or planner.fit(replace(p.job, **{key: n+1}), p.machine).verdict!='fits'
+        assert planner.fit(p.job.changed(**{key: n}), p.machine).verdict=='fits'
+        assert n==top or planner.fit(p.job.changed(**{key: n+1}), p.machine).verdict!='fits'
 
 
 def test_several_cards():
