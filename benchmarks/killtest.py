@@ -41,7 +41,7 @@ def process(model, out, resume=False):
 def result(folder):
     "Hash of the adapter, hash of the optimizer's tensors, training losses, validation losses"
     import torch
-    from qlora_nb.store.runs import checkpoints, curves
+    from qlora_nb.store.checkpoints import checkpoints, curves
     state = torch.load(checkpoints(folder)[-1]/'optimizer.pt', weights_only=True)['state']
     tensors = [v.numpy().tobytes() for _,s in sorted(state.items()) for _,v in sorted(s.items()) if torch.is_tensor(v)]
     def sha(b): return hashlib.sha256(b).hexdigest()
@@ -60,7 +60,7 @@ def end(p, out, kind, at):
 
 def trial(model, kind, at, whole):
     "One kill, and as many processes as it takes"
-    from qlora_nb.store.runs import checkpoints, events
+    from qlora_nb.store.checkpoints import checkpoints, events
     with tempfile.TemporaryDirectory() as out:
         was,folder = end(process(model, out), out, kind, at),Path(out)/'run'
         have,fresh = checkpoints(folder) if folder.exists() else [],False

@@ -16,7 +16,7 @@ output: {{output_dir: {out}}}'''
 def one(kind, steps, out):
     "One run in a shell of its own; prints its figures"
     from IPython.core.interactiveshell import InteractiveShell
-    from qlora_nb.store.runs import events
+    from qlora_nb.store.checkpoints import events
     from qlora_nb.training.start import train
     more = 'save_minutes: 2' if kind=='full' else 'save_minutes: 0, save_steps: 100000, preflight: false'
     cell = CELL.format(steps=steps, more=more, out=out)

@@ -4,7 +4,8 @@ from contextlib import contextmanager
 import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
-from qlora_nb.store.runs import checkpoints, curves, events, flaw
+from qlora_nb.store.checkpoints import checkpoints, curves, events
+from qlora_nb.store.files import flaw
 from qlora_nb.training.start import current, resume, train
 from test_resume import ROWS, cell
 

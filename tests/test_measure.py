@@ -6,7 +6,8 @@ from qlora_nb.planning.fit import CONTEXT, PROCESS
 from qlora_nb.facts.hardware import detect, gpu
 from qlora_nb.training.measure import Measured, against, beside, held, meter
 from qlora_nb.planning.bands import seen
-from qlora_nb.store.runs import events, read_about, write_about
+from qlora_nb.store.checkpoints import events
+from qlora_nb.store.folder import read_about, write_about
 from qlora_nb.training.start import train
 from test_resume import ROWS, cell
 

@@ -7,7 +7,8 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from qlora_nb.errors import QLoRAError
 from qlora_nb.store.mirror import pull
-from qlora_nb.store.runs import checkpoints, find_run
+from qlora_nb.store.checkpoints import checkpoints
+from qlora_nb.store.folder import find_run
 from qlora_nb.training.start import resume, train
 from test_resume import ROWS, cell, final, stop
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
-from qlora_nb.store.runs import FORMAT, checkpoints, curves, events, runs, write_about
+from qlora_nb.store.folder import FORMAT, write_about
+from qlora_nb.store.checkpoints import checkpoints, curves, events
+from qlora_nb.ui.runs import runs
 from qlora_nb.training.start import resume, train
 
 ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5, 100))
@@ -163,7 +165,7 @@ def test_a_folder_of_another_format_is_one_line(stopped):
 
 def test_a_folder_in_use_is_one_line(stopped):
     run,text = stopped
-    code = f'import sys; from qlora_nb.store.runs import Lock; l = Lock({str(run.folder)!r}).take(); print("held", flush=True); sys.stdin.read()'
+    code = f'import sys; from qlora_nb.store.folder import Lock; l = Lock({str(run.folder)!r}).take(); print("held", flush=True); sys.stdin.read()'
     p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(root)))
     try:
         assert p.stdout.readline()==b'held\n'

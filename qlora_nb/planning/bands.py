@@ -9,7 +9,7 @@ __all__ = ['seen']
 from ..errors import QLoRAError
 from ..facts.hardware import same_card
 from .fit import PROCESS, WASTE
-from ..store.runs import read_about, run_folders
+from ..store.folder import read_about, run_folders
 
 # %% ../../nbs/planning/bands.ipynb #01903bf7
 def seen(

@@ -21,14 +21,14 @@ def causes(
 
 # %% ../../nbs/store/hub.ipynb #0c591e64
 _HUB = 'huggingface_hub.errors.'
-_CLASSES = dict(gated=[_HUB+'GatedRepoError'],
-    missing=[_HUB+'RepositoryNotFoundError', 'datasets.exceptions.DatasetNotFoundError'],
+_CLASSES = dict(gated=[_HUB+'GatedRepoError'], # Its terms were not accepted
+    missing=[_HUB+'RepositoryNotFoundError', 'datasets.exceptions.DatasetNotFoundError'], # No such repository, or a private one
     revision=[_HUB+'RevisionNotFoundError'],
     offline=[_HUB+'OfflineModeIsEnabled', _HUB+'LocalEntryNotFoundError', 'builtins.ConnectionError', 'httpx.TransportError',
         'httpx2.TransportError', 'requests.exceptions.ConnectionError', 'requests.exceptions.Timeout'],
-    entry=[_HUB+'EntryNotFoundError'],
-    refused=[_HUB+'LocalTokenNotFoundError'],
-    invalid=[_HUB+'HFValidationError'])
+    entry=[_HUB+'EntryNotFoundError'], # The repository is there, the file is not
+    refused=[_HUB+'LocalTokenNotFoundError'], # As is an answer with status 401 or 403
+    invalid=[_HUB+'HFValidationError']) # Not written like a name
 _ORDER = ('gated', 'revision', 'missing', 'offline', 'entry', 'refused', 'invalid')
 
 def _is_a(error, path):
@@ -65,7 +65,8 @@ def meaning(
 # %% ../../nbs/store/hub.ipynb #f92730dc
 _LOGIN = '`huggingface_hub.login()`'
 _SECRET = 'never shown or saved here'
-_SAYS = dict(gated='{name} is gated: accept its terms on its hub page, {page}, then run '+_LOGIN+f' (the token is {_SECRET})',
+_SAYS = dict( # Of a model
+    gated='{name} is gated: accept its terms on its hub page, {page}, then run '+_LOGIN+f' (the token is {_SECRET})',
     revision='{name} has no revision {revision!r}',
     entry='{name} has no {file} on the hub',
     refused='the hub refuses access to {name}: run '+_LOGIN+f' with a token that may read it (it is {_SECRET})',
@@ -74,14 +75,15 @@ _SAYS = dict(gated='{name} is gated: accept its terms on its hub page, {page}, t
     offline='{name} is not on this machine and the hub cannot be reached',
     other='{name} cannot be loaded: {line}')
 _NOT_HERE = '{name} is no file and no variable here, and the hub '
-_DATASET = dict(missing=_NOT_HERE+'has no dataset of this name that you may see',
+_DATASET = dict( # Where a data set needs other words
+    missing=_NOT_HERE+'has no dataset of this name that you may see',
     offline=_NOT_HERE+'cannot be reached',
     invalid='{name!r} is no file, no variable and no hub id such as databricks/databricks-dolly-15k',
     configurations='{name} has several configurations; say which under `data: {{name: …}}`: {choices}',
     script='{name} is a script, which is not run; look for a copy in Parquet (revision: refs/convert/parquet)',
     other='{name} is no file, no variable and no dataset on the hub that can be read ({kind})')
 _NOT_ALLOWED = f'not allowed: run {_LOGIN} with a token that may write (it is {_SECRET})'
-_REPOSITORY = dict(gated=_NOT_ALLOWED, refused=_NOT_ALLOWED,
+_REPOSITORY = dict(gated=_NOT_ALLOWED, refused=_NOT_ALLOWED, # After `nothing can be kept in hf://user/name: `
     missing='the hub has no repository {name} that you may see',
     offline='the hub cannot be reached ({kind})',
     other='{line}')

@@ -20,8 +20,10 @@ from ..tasks.loss import plain_head, trained_loss
 from ..render import Shown, fmt_bytes, page
 from .report import ON_GPU, run_html, run_text
 from .resume import Changes, compare, extension, merged, refuse
-from ..store.runs import (Lock, checkpoints, curves, events, find_run, fingerprint, flaw, go_on, latest, mirror, read_about, redact, retain, rewind, seal,
-    step_of, sync, versions, write_about, write_whole)
+from ..store.folder import Lock, find_run, fingerprint, go_on, read_about, redact, versions, write_about
+from ..store.checkpoints import checkpoints, curves, events, latest, retain, rewind, step_of
+from ..store.files import flaw, seal, sync, write_whole
+from ..store.mirror import mirror
 
 # %% ../../nbs/training/trainer.ipynb #fe7208a7
 SAME = ['per_device_train_batch_size', 'per_device_eval_batch_size', 'gradient_accumulation_steps', 'learning_rate', 'lr_scheduler_type', 'warmup_steps',

@@ -11,7 +11,7 @@ import importlib.util, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 from ..render import GiB, Shown, fmt_bytes, html_table, text_table
-from ..store.runs import versions
+from ..store.folder import versions
 
 # %% ../../nbs/ui/doctor.ipynb #3213da74
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class _Around:
     @line_magic
     def qlora_runs(self, line):
         "List runs: state, losses over each other, size, what differs, and how to go on"
-        from qlora_nb.store.runs import runs
+        from qlora_nb.ui.runs import runs
         args = parse_line(self.qlora_runs, line)
         if args is not None: return self._bind(args.name, runs(self._output_dir(), args.names))
 
