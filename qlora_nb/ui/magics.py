@@ -16,7 +16,7 @@ from ..render import Shown, html_table, text_table
 from .arguments import argument, assigned, takes
 from .completion import line_options, matcher
 
-# %% ../../nbs/ui/magics.ipynb #06310830
+# %% ../../nbs/ui/magics.ipynb #7a93ccf5
 class Notebook(Magics):
     "The state that the magics of a notebook share"
     output_dir = Unicode('', help='Folder for runs; empty: `runs`').tag(config=True)
