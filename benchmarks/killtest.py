@@ -26,12 +26,12 @@ def work(model, out, resume):
     signal.signal(signal.SIGINT, signal.default_int_handler) # A shell that starts this in its background has it ignored
     sys.path.insert(0, str(root/'tests'))
     import tiny
-    from qlora_nb.training import trainer
+    from qlora_nb.training import start
     phase,ns = Path(out)/'phase',dict(rows=tiny.rows(34), held=tiny.rows(40, 100))
     def watch(run): phase.write_text(run.status)
-    if not resume: return trainer.train(CELL.format(model=model, out=out), ns, name='run', on_change=watch)
+    if not resume: return start.train(CELL.format(model=model, out=out), ns, name='run', on_change=watch)
     if (Path(out)/'run'/'adapter').is_dir() and json.loads((Path(out)/'run'/'run.json').read_text())['status']=='finished': return None
-    return trainer.resume(str(Path(out)/'run'), on_change=watch)
+    return start.resume(str(Path(out)/'run'), on_change=watch)
 
 def process(model, out, resume=False):
     cmd = [sys.executable, __file__, '--model', model, '--work', str(out)]+['--resume']*resume

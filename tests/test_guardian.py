@@ -58,13 +58,13 @@ def test_memory_that_is_not_enough_is_met_with_smaller_micro_batches(folder, tmp
     said,r = squeezed(folder, tmp_path, 'capped', 'not enough memory before step 1')
     assert not said and r['status']=='finished' and r['split'][0]<32 and r['split'][0]*r['split'][1]==32
     note = next(n for n in r['notes'] if n.startswith('not enough memory before step 1, on the longest batch: 32 rows of up to'))
-    assert '32 rows of up to 2' in note and '; the plan has ' in note and 'rows a step as before' in note
+    assert '32 rows of up to 2' in note and '; the plan has ' in note and 'still 32 rows per step' in note
     assert len(r['losses'])==len(free['losses'])==2 and all(abs(a[1]-b[1])<TOLERANCE for a,b in zip(r['losses'], free['losses']))
 
 def test_asked_it_ends_with_the_smaller_setting_in_words(folder, tmp_path):
     said,r = squeezed(folder, tmp_path, 'ask', 'not enough memory', on_oom='ask')
     assert len(said)==1 and r['status']=='failed' and r['split']==[32, 1]
-    assert 'Smaller: 16 rows × 2 passes a step in place of 32 × 1, 32 rows a step as before. To go on: training.per_device_train_batch_size: 16' in said[0]
+    assert 'Smaller: 16 rows × 2 passes per step instead of 32 × 1, still 32 rows per step. To continue: training.per_device_train_batch_size: 16' in said[0]
 
 def test_in_the_middle_of_a_run_no_step_is_lost(folder, tmp_path):
     said,r = squeezed(folder, tmp_path, 'middle', 'at step 2', when='saving', save_steps=1, preflight='false')
@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_at_any_point_of_a_checkpoint(folder, tmp_path):
         assert whole in (['checkpoint-2'], ['checkpoint-2', 'checkpoint-3']) and not (run.folder/'.saving').exists()
         shutil.rmtree(run.folder/'checkpoint-3', ignore_errors=True)
         run.checkpoints = ['checkpoint-2']
-    assert len(failed)>=8 and all('the disk is full; checkpoint-2 is complete' in f and len(f.splitlines())==1 for f in failed), '\n'.join(failed)
+    assert len(failed)>=8 and all('the disk is full. checkpoint-2 is complete' in f and len(f.splitlines())==1 for f in failed), '\n'.join(failed)
     assert {'mkdir', 'save', 'save_file', 'replace'}<=set(seen) and not flaw(run.folder/'checkpoint-3')
 
 def test_a_disk_that_is_full_at_any_point_of_saving_the_adapter(folder, tmp_path):

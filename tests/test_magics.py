@@ -58,7 +58,7 @@ def test_without_a_config(ip, magic): assert refused(ip, f'%{magic}').startswith
 
 @pytest.mark.parametrize('magic', ['qlora_status', 'qlora_stop', 'qlora_compare', 'qlora_generate hello'])
 def test_without_a_run(ip, magic, monkeypatch):
-    if 'qlora_nb.training.trainer' in sys.modules: monkeypatch.setattr(sys.modules['qlora_nb.training.trainer'], '_current', [])
+    if 'qlora_nb.training.start' in sys.modules: monkeypatch.setattr(sys.modules['qlora_nb.training.start'], '_current', [])
     assert refused(ip, f'%{magic}')=='nothing has been trained in this notebook yet: run %qlora_train first'
 
 def test_errors_name_the_line_of_the_cell(ip):

@@ -81,7 +81,7 @@ def test_losses_between_two_logs_are_not_lost(folder, tmp_path):
 
 def test_a_trial_of_the_longest_batch_leaves_no_trace(folder, tmp_path, whole):
     run = train(cell(folder, tmp_path, preflight='false'), ROWS, name='run')
-    assert final(run)==whole and run.memory_tried is None
+    assert final(run)==whole and run.memory.tried is None
 
 def test_answers_on_the_way_leave_no_trace(folder, tmp_path, whole):
     text = cell(folder, tmp_path, extra='tracking: {sample_prompts: [who is on the mat 1], sample_steps: 5}\n')
@@ -131,7 +131,7 @@ def test_another_optimizer_starts_anew(stopped):
 def test_more_steps_have_a_defined_schedule(folder, tmp_path):
     text = cell(folder, tmp_path, max_steps=4, warmup_steps=0)
     run = train(text, ROWS, name='run')
-    with pytest.raises(QLoRAError, match='run is finished: 4 of 4 steps. To train on: --extend'): resume(str(run.folder), text, ROWS)
+    with pytest.raises(QLoRAError, match='run is finished: 4 of 4 steps. To train longer: %qlora_train --resume .* --extend 30'): resume(str(run.folder), text, ROWS)
     again = resume(str(run.folder), text, ROWS, extend='1 epoch')
     rates = [e['learning_rate'] for e in events(run.folder) if 'learning_rate' in e]
     assert again.step==9 and again.total==9 and any('steps: 4 → 9, applied' in n for n in again.notes)
@@ -152,7 +152,7 @@ def test_nothing_whole_is_one_line(stopped):
     run,text = stopped
     for p in checkpoints(run.folder): (p/'adapter_model.safetensors').write_bytes(b'')
     before = bytes_of(run.folder)
-    with pytest.raises(QLoRAError, match='run has no checkpoint to go on from: checkpoint-. cannot be used: adapter_model.safetensors has 0 of') as e: resume(str(run.folder), text(), ROWS)
+    with pytest.raises(QLoRAError, match='run has no checkpoint to resume from: checkpoint-. cannot be used: adapter_model.safetensors has 0 of') as e: resume(str(run.folder), text(), ROWS)
     assert len(str(e.value).splitlines())==1 and bytes_of(run.folder)==before
 
 def test_a_folder_of_another_format_is_one_line(stopped):
@@ -215,7 +215,7 @@ def test_stopped_in_a_validation(folder, tmp_path, whole):
     assert final(resume(str(run.folder), text, ROWS))==whole
 
 def test_sigterm_saves_and_is_passed_on(folder, tmp_path, whole):
-    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.training.trainer import train\n" \
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.training.start import train\n" \
         f"train({cell(folder, tmp_path)!r}, dict(rows=tiny.rows(18), held=tiny.rows(5, 100)), name='run')"
     p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
     end = time.time()+120
@@ -226,7 +226,7 @@ def test_sigterm_saves_and_is_passed_on(folder, tmp_path, whole):
 
 def test_killed_in_the_middle(folder, tmp_path, whole):
     text = cell(folder, tmp_path, save_steps=2)
-    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.training.trainer import train\n" \
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); import tiny; from qlora_nb.training.start import train\n" \
         f"train({text!r}, dict(rows=tiny.rows(18), held=tiny.rows(5, 100)), name='run')"
     p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
     end = time.time()+120

@@ -3,7 +3,6 @@ import _thread, json, math, shutil, subprocess, threading, time
 import pytest, tiny
 from qlora_nb.errors import QLoRAError
 from qlora_nb.training.run import Interrupted
-from qlora_nb.training.trainer import _dead_adapters
 from qlora_nb.training.start import current, new_run, start, train
 
 @pytest.fixture(scope='module')
@@ -118,10 +117,12 @@ def test_rows_longer_than_max_length_are_said_before_the_first_step(cell):
 
 def test_an_adapter_without_gradient_is_named():
     import torch
+    from qlora_nb.methods.lora import LORA
+    from qlora_nb.training.watch import dead
     m = torch.nn.ModuleDict(dict(lora_B=torch.nn.Linear(2, 2), other=torch.nn.Linear(2, 2)))
-    assert _dead_adapters(m)==['lora_B.weight', 'lora_B.bias']
+    assert dead(m, LORA.trains)==['lora_B.weight', 'lora_B.bias']
     m['lora_B'](torch.ones(1, 2)).sum().backward()
-    assert _dead_adapters(m)==[]
+    assert dead(m, LORA.trains)==[]
 
 def test_the_trainable_tensors_are_float32_and_only_answers_are_learned(cell):
     run = train(cell(max_steps=1), NS)

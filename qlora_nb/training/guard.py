@@ -157,13 +157,13 @@ def oom_words(run, where:str)->str: # `where`: `at step 12`, `before step 1, on 
     "An allocation that failed, in the plan's own terms"
     t = run.config.training
     tried = f'{t.per_device_train_batch_size} rows of up to {run.longest} tokens'
-    plan = f'; the plan has {fmt_bytes(run.memory_planned)} at the peak, most of it {run.planned_terms}' if run.planned_terms else ''
+    plan = f'; the plan has {fmt_bytes(run.memory.planned)} at the peak, most of it {run.memory.terms}' if run.memory.terms else ''
     return f'not enough memory {where}: {tried} do not fit{plan}'
 
 def remedy(config)->str:
     "What makes a run smaller when a single row does not fit"
     off = '' if config.training.gradient_checkpointing is True else 'training.gradient_checkpointing: true, '
-    return f'one row does not fit: {off}a training.max_length below {config.training.max_length}, or a smaller model'
+    return f'Not even one row fits. What helps: {off}a training.max_length below {config.training.max_length}, or a smaller model'
 
 # %% ../../nbs/training/guard.ipynb #aa290580
 def rows_of(batch, dataset)->list: # Numbers of rows, the first being 1
