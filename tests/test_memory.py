@@ -16,7 +16,8 @@ from qlora_nb.methods.storage import BITS, storage
 from qlora_nb.planning.memory import stored_terms
 from qlora_nb.facts.models import Architecture, Linear, find, from_config, presets
 from qlora_nb.simulation.job import STACKS, Job, make_job, stack
-from qlora_nb.simulation.step import _Step, _forward, _inputs
+from qlora_nb.simulation.block import Step
+from qlora_nb.simulation.step import _forward, _inputs
 
 LLAMA2 = find('Llama-2-7B')
 UNIQUE = list({a.name: a for a in presets() if not a.encoder_decoder}.values())
@@ -396,11 +397,11 @@ def counted(kind, layers, attention, method):
     a = from_config(tiny(kind, layers), kind)
     kw = dict(r=4, target_modules=tuple(a.linear_names)) if method=='lora' else {}
     j = make_job(a, method, 'float32', dtype='float32', **kw, batch=2, length=16, attention=attention, checkpointing=False, device='cpu', stack=stack('raw', upcast='none'))
-    s = _Step(j)
-    s.h.begin('forward')
+    s = Step(j)
+    s.heap.begin('forward')
     _inputs(s, 0)
     held = _forward(s)
-    return s.h.now
+    return s.heap.now
 
 
 @pytest.mark.parametrize('kind', FAMILY)

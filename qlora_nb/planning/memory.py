@@ -16,7 +16,8 @@ from ..methods.register import find_method
 from ..methods.storage import BLOCK, SCALES, Storage, blocks, storage
 from ..render import Shown, fmt_bytes, html_notes, html_table, tag, text_table
 from ..simulation.job import Job, make_job, stack
-from ..simulation.step import SIZE, walk
+from ..simulation.step import walk
+from ..simulation.tensors import SIZE
 
 # %% ../../nbs/planning/memory.ipynb #7aadb1ef
 @dataclass(frozen=True)
