@@ -92,7 +92,7 @@ def job_of(row)->Job: # `row` as `visible` gives it
 def predict(row, engine='formula'): # → bytes
     "The predictor; it is given what `visible` leaves of a row"
     if engine=='trace': from qlora_nb.simulation.trace import trace as f
-    else: from qlora_nb.planning.memory import estimate as f
+    else: from qlora_nb.planning.estimate import estimate as f
     return f(job_of(row)).tensors
 
 def card_of(row): # → `Device`, or None for a card that the catalogue does not know
@@ -146,7 +146,7 @@ def within(rows, engine): # → what is outside the limits
     return bad
 
 def speed(): # → seconds, the median of 20
-    from qlora_nb.planning.memory import estimate
+    from qlora_nb.planning.estimate import estimate
     job,times = make_job(find('Llama-2-70B'), batch=2, length=2048),[]
     for _ in range(21):
         begun = time.perf_counter()

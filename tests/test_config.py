@@ -423,7 +423,7 @@ def test_a_gpu_of_the_catalogue():
 
 def test_other_rooms_know_every_choice():
     from qlora_nb.data.templates import TEMPLATES
-    from qlora_nb.planning.memory import OPTIMIZER_STATE
+    from qlora_nb.planning.optimizers import OPTIMIZER_STATE
     assert set(CHAT_TEMPLATES)=={'auto', 'tokenizer', *TEMPLATES} and set(OPTIMIZER_STATE)==set(OPTIMIZERS)
 
 # ---- imports

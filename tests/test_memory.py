@@ -9,16 +9,20 @@ from test_models import meta_model
 
 from qlora_nb.config.schema import OPTIMIZERS
 from qlora_nb.errors import QLoRAError
-from qlora_nb.planning.memory import BYTES, ON_TOP, OPTIMIZER_STATE, budget, count, estimate, optimizer_terms, rules_of_thumb
+from qlora_nb.planning.memory import ON_TOP, budget, rules_of_thumb, stored_terms
+from qlora_nb.planning.optimizers import OPTIMIZER_STATE, optimizer_terms
+from qlora_nb.planning.terms import count
+from qlora_nb.planning.estimate import estimate
 from qlora_nb.methods.lora import adapter_shapes, target_linears
 from qlora_nb.methods.full import FULL
 from qlora_nb.methods.storage import BITS, storage
-from qlora_nb.planning.memory import stored_terms
 from qlora_nb.facts.models import Architecture, Linear, find, from_config, presets
 from qlora_nb.simulation.job import STACKS, Job, make_job, stack
 from qlora_nb.simulation.block import Step
 from qlora_nb.simulation.step import _forward, _inputs
+from qlora_nb.simulation.tensors import SIZE
 
+FLOATS = ('float32', 'bfloat16', 'float16')
 LLAMA2 = find('Llama-2-7B')
 UNIQUE = list({a.name: a for a in presets() if not a.encoder_decoder}.values())
 
@@ -186,10 +190,10 @@ def test_notes_about_paging():
 
 def test_gradients_have_the_type_of_the_adapters():
     import torch
-    for dtype in BYTES:
+    for dtype in FLOATS:
         w = torch.nn.Linear(8, 4, bias=False, dtype=getattr(torch, dtype))
         w(torch.ones(1, 8, dtype=w.weight.dtype)).sum().backward()
-        assert w.weight.grad.nbytes==BYTES[dtype]*32
+        assert w.weight.grad.nbytes==SIZE[dtype]*32
     b = budget(LLAMA2, adapter_dtype='bfloat16')
     assert b.group('gradients')==b.group('adapters')==2*39_976_960
 
@@ -240,7 +244,7 @@ def value(formula): return eval(re.sub(r'\s[a-z][\w\s-]*?(?= ×)', '', re.sub(r'
 archs = st.builds(arch, hidden=st.integers(1, 40).map(lambda x: 64*x), layers=st.integers(1, 12), heads=st.integers(1, 16), kv=st.integers(1, 16),
     dim=st.integers(1, 32).map(lambda x: 8*x), ff=st.integers(1, 40).map(lambda x: 64*x), vocab=st.integers(1, 60_000), tie_word_embeddings=st.booleans(),
     qk_norm=st.booleans(), biases=st.sampled_from([(), ('q_proj', 'k_proj', 'v_proj')]))
-types,optims = st.sampled_from(list(BYTES)),st.sampled_from(list(OPTIMIZER_STATE))
+types,optims = st.sampled_from(FLOATS),st.sampled_from(list(OPTIMIZER_STATE))
 choices = dict(r=st.integers(1, 300), use_dora=st.booleans(), stored=st.sampled_from(list(BITS)), double_quant=st.booleans(), optim=optims, dtype=types,
     adapter_dtype=types, paging=st.booleans(), 
     target_modules=st.sampled_from(['all-linear', 'attention-only', ('down_proj',)]))
@@ -319,7 +323,7 @@ def test_published_measurements(tmp_path, capsys):
 def test_the_walk_is_the_same_in_every_python(python):
     "The step counts references, which are CPython's own affair; planning needs nothing but the standard library"
     code = """if True:
-        from qlora_nb.planning.memory import estimate
+        from qlora_nb.planning.estimate import estimate
         from qlora_nb.facts.models import find
         from qlora_nb.simulation.job import STACKS, make_job
         jobs = [make_job(find(m), stack=s, batch=2, length=256, lora_dropout=.05, checkpointing=c, accumulation=a) for m in ('demo', 'Llama-2-7B', 'Qwen2.5-0.5B')
@@ -480,7 +484,7 @@ def test_families_that_were_not_measured_say_so():
 
 def test_an_estimate_needs_nothing_heavy():
     code = """import sys
-from qlora_nb.planning.memory import estimate
+from qlora_nb.planning.estimate import estimate
 from qlora_nb.facts.models import find
 from qlora_nb.simulation.job import Job, detect
 str(estimate(Job(find('demo'), stack=detect())))

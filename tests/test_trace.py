@@ -3,7 +3,7 @@ import random
 import pytest
 
 from qlora_nb.errors import QLoRAError
-from qlora_nb.planning.memory import estimate
+from qlora_nb.planning.estimate import estimate
 from qlora_nb.facts.models import find, from_config
 from qlora_nb.simulation.job import detect, make_job, stack
 from qlora_nb.simulation.trace import _Pool, CATEGORIES, Log, trace

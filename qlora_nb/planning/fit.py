@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..errors import QLoRAError, nearest
 from ..facts.hardware import Device
-from .memory import count, estimate
+from .terms import count
+from .estimate import estimate
 from ..simulation.job import Job
 
 # %% ../../nbs/planning/fit.ipynb #09ca8af6

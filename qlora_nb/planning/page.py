@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAID', 'NUMBER_HEAD', 'LOAD_HEAD', 'METHOD_HEAD', 'CARD_HEAD', 'PART_HEAD', 'PHASE_HEAD', 'KNOB_HEAD', 'SOLVED_HEAD',
-           'QUOTED_HEAD', 'CARD_NOTE', 'QUOTED_NOTE', 'LEGEND', 'COLOURS', 'BAND', 'title', 'headline', 'numbers',
-           'load_rows', 'methods', 'cards', 'parts', 'phases', 'knob_rows', 'solved', 'suggested', 'quoted',
-           'plan_text', 'plan_markdown', 'plan_head', 'plan_html']
+           'QUOTED_HEAD', 'CARD_NOTE', 'QUOTED_NOTE', 'COLOURS', 'BAND', 'title', 'headline', 'numbers', 'load_rows',
+           'methods', 'cards', 'parts', 'phases', 'knob_rows', 'solved', 'suggested', 'quoted', 'plan_text',
+           'plan_markdown', 'plan_head', 'plan_html']
 
 # %% ../../nbs/planning/page.ipynb #e48e6fda
 from html import escape
@@ -14,6 +14,7 @@ from html import escape
 from .time import fmt_dollars, fmt_hours
 from .fit import spread
 from .memory import rules_of_thumb
+from .terms import LEGEND
 from ..render import GiB, fmt_bytes, html_bar, html_notes, html_table, tag, text_table
 
 # %% ../../nbs/planning/page.ipynb #dc5e5a00
@@ -139,9 +140,6 @@ def plan_markdown(p)->str: # Lines
     return '\n\n'.join([*blocks, *(f'- {n}' for n in p.notes)])+'\n'
 
 # %% ../../nbs/planning/page.ipynb #35fd22c8
-LEGEND = dict(weights='weights', constants='quantisation constants', rest='embeddings, norms, head', adapters='adapters', gradients='gradients', optimizer='optimizer state',
-    activations='checkpoints and stream', attention='attention', layer='one layer at work', loss='logits and loss', workspace='work space', batch='batch',
-    buckets='gradient buckets (DDP)', gathered='gathered layers (FSDP)', paged='pageable optimizer state')
 def _mix(a, share): return f'color-mix(in srgb,var(--qnb-{a}) {share}%,var(--qnb-ink))'
 COLOURS = dict(weights='var(--qnb-a)', constants=_mix('a', 75), rest=_mix('a', 50), adapters='var(--qnb-b)', gradients=_mix('b', 75), optimizer=_mix('b', 50),
     activations='var(--qnb-ok)', attention=_mix('ok', 80), layer=_mix('ok', 60), loss=_mix('ok', 40), workspace='var(--qnb-dim)', batch='var(--qnb-dim)',

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import QLoRAError
 from ..facts.hardware import Device
-from .memory import count
+from .terms import count
 from ..simulation.job import Job
 
 # %% ../../nbs/planning/time.ipynb #087faf4d

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..errors import QLoRAError
 from ..planning.fit import moving
-from ..planning.page import LEGEND
+from ..planning.terms import LEGEND
 
 # %% ../../nbs/training/measure.ipynb #ef0b823c
 QUANTISED = ('Params4bit', 'Int8Params')

@@ -74,7 +74,7 @@ def _show_rows(config, space):
 # %% ../../nbs/ui/magics.ipynb #df5224c5
 def _priced(data, config):
     from dataclasses import replace
-    from qlora_nb.planning.memory import estimate
+    from qlora_nb.planning.estimate import estimate
     from qlora_nb.planning.planner import plan
     try: job = plan(config).job
     except QLoRAError: return data
