@@ -14,7 +14,8 @@ from .memory import TERM_HEAD, UPCASTS, resident
 from .terms import Term, term
 from ..render import Shown, fmt_bytes, html_notes, html_table, tag, text_table
 from ..simulation.job import Job
-from ..simulation.step import SIZE, walk
+from ..simulation.tensors import SIZE
+from ..simulation.step import walk
 
 # %% ../../nbs/planning/estimate.ipynb #84b02822
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .optimizers import PAGED_FROM, optimizer_terms
 from .terms import Term, count, term
 from ..render import Shown, fmt_bytes, html_notes, tag, text_table
 from ..simulation.job import Job, make_job, stack
-from ..simulation.step import SIZE
+from ..simulation.tensors import SIZE
 
 # %% ../../nbs/planning/memory.ipynb #69a0eac1
 ON_TOP = 'Activations, logits and the CUDA context come on top: this is what stays in memory all the time, not the peak.'

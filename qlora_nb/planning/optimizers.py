@@ -11,7 +11,7 @@ from math import prod
 from ..errors import QLoRAError, nearest
 from ..methods.storage import blocks
 from .terms import Term, count, term
-from ..simulation.step import SIZE
+from ..simulation.tensors import SIZE
 
 # %% ../../nbs/planning/optimizers.ipynb #5c7a1c2c
 OPTIMIZER_STATE = dict(

@@ -15,7 +15,7 @@ from ..data.sources import table_parts
 from ..errors import QLoRAError
 from ..facts import hardware
 from ..planning.planner import plan
-from ..planning.page import LEGEND
+from ..planning.terms import LEGEND
 from ..render import fmt_bytes
 from ..store.mirror import on_hub, ready
 from ..store.checkpoints import curves, events, rewind, step_of
