@@ -6,7 +6,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from qlora_nb import parse
 from qlora_nb.ui.browser import Browser
-from qlora_nb.ui.explorer import Explorer, Shelf
+from qlora_nb.ui.explorer import Controls, Explorer
 from qlora_nb.ui.panels import WIDGET_VIEW, RunPanel, attach
 
 class Rows:
@@ -70,10 +70,10 @@ def test_the_row_stays_where_the_browser_was(outputs):
     assert WIDGET_VIEW not in row and 'row 2' in row['text/html'] and 'row 2' in row['text/plain']
 
 def test_the_plan_stays_where_the_explorer_was(outputs):
-    shelf = Shelf(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\nhardware: {gpu: T4}')))
+    widgets = Controls(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\nhardware: {gpu: T4}')))
     controls,plan = outputs()
     assert WIDGET_VIEW in controls and WIDGET_VIEW not in plan and 'Llama-2-7B' in plan['text/html']
     readable(controls)
-    shelf.close()
+    widgets.close()
     controls,plan = outputs()
     assert controls=={'text/plain': ''} and 'Llama-2-7B' in plan['text/html']

@@ -142,11 +142,11 @@ class PlanMagics(Notebook):
         if args.markdown: print(planned.to_markdown())
 
     def _explore(self, planned, args):
-        from qlora_nb.ui.explorer import Explorer, Shelf
+        from qlora_nb.ui.explorer import Controls, Explorer
         from qlora_nb.ui.panels import has_frontend
         if not has_frontend(): raise QLoRAError(NEEDS_NOTEBOOK, key='%qlora_plan')
         config = planned.config.with_(**{'hardware.gpu': args.gpu}) if args.gpu else planned.config
-        Shelf(Explorer(config, tokens=args.tokens, gpus=args.gpus, sharding=args.sharding))
+        Controls(Explorer(config, tokens=args.tokens, gpus=args.gpus, sharding=args.sharding))
 
 # %% ../../nbs/ui/magics.ipynb #4c1d9e06
 NEEDS_RESUME = '--extend and --micro-batch change a run that is resumed: name it with --resume'
