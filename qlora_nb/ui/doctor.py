@@ -133,7 +133,7 @@ def _check_disk(output_dir):
     if not os.access(at, os.W_OK): checks.append(Check('output folder', 'bad', f'{output_dir} is not writable', 'set output.output_dir'))
     return checks
 
-# %% ../../nbs/ui/doctor.ipynb #cd555363
+# %% ../../nbs/ui/doctor.ipynb #46925417
 def _check_memory():
     from qlora_nb.facts.hardware import cpu
     free = cpu().memory
@@ -148,7 +148,7 @@ def _check_gpu_memory():
     if free>.8*total: return [Check('GPU memory', 'fine', found)]
     return [Check('GPU memory', 'note', found, 'another process or kernel holds the rest')]
 
-# %% ../../nbs/ui/doctor.ipynb #939d30a2
+# %% ../../nbs/ui/doctor.ipynb #8f85006b
 def check_space(
     output_dir:str='runs' # Folder in which runs will be made
 )->list:
@@ -156,7 +156,7 @@ def check_space(
     disk,*folder = _check_disk(output_dir)
     return [disk, _check_memory(), *_check_gpu_memory(), *folder]
 
-# %% ../../nbs/ui/doctor.ipynb #7cb03462
+# %% ../../nbs/ui/doctor.ipynb #91ad03d2
 def check_hub()->list:
     "Is there a token, and may the Hub be asked?"
     if importlib.util.find_spec('huggingface_hub') is None: return []
