@@ -1,4 +1,4 @@
-"""The trace against a real training step on this processor: peak of the tensors, byte for byte.
+"""The trace against a real training step on this CPU: peak of the tensors, byte for byte.
 
 A model of random weights is saved, loaded through transformers and bitsandbytes, and trained for two steps, by TRL's `SFTTrainer`, by `%qlora_train`'s trainer, or by
 a loop of one's own. PyTorch's profiler writes down each allocation and each release; their running sum in the second step, on top of what was there before, has
@@ -33,7 +33,7 @@ def cut(name, layers):
 def configs():
     demo,short,llama = find('demo'),cut('demo', 6),cut('Llama-2-7B', 2)
     yield 'demo, %qlora_train', make_job(demo, batch=2, length=128, attention='eager', stack=OWN, **CPU)
-    yield 'demo, 6 layers, %qlora_train, half of the tokens learned', make_job(short, batch=4, length=128, attention='eager', learned=64/127, stack=OWN, **CPU)
+    yield 'demo, 6 layers, %qlora_train, half of the tokens trained', make_job(short, batch=4, length=128, attention='eager', learned=64/127, stack=OWN, **CPU)
     yield 'demo, 6 layers, %qlora_train, packed rows', make_job(short, batch=1, length=1024, stack=OWN, **CPU)
     yield 'demo, 6 layers, %qlora_train, 2 micro-batches', make_job(short, batch=2, length=128, accumulation=2, attention='eager', stack=OWN, **CPU)
     yield 'demo, 6 layers, TRL, r 8', make_job(short, batch=2, length=256, r=8, stack=TRL, **CPU)
@@ -68,7 +68,7 @@ def loaded(job, where):
 def lora_of(job): return job.section.model_copy(update=dict(lora_alpha=2*job.section.r))
 
 def rows(job): # Two steps' worth
-    "Rows of `length` tokens; of those with a next token, the last ones are learned"
+    "Rows of `length` tokens; of those with a next token, the last ones are trained"
     kept = round((job.length-1)*job.learned)
     ids = [[5+(7*i+j)%1000 for j in range(job.length)] for i in range(job.batch*job.accumulation*2)]
     return [dict(input_ids=x, labels=[-100]*(job.length-kept)+x[job.length-kept:]) for x in ids]

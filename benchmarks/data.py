@@ -1,10 +1,10 @@
-"""From a file of rows to tokens and labels: ours against `datasets.map` with TRL's preparation; and what batches of several kinds learn a second.
+"""From a file of rows to tokens and labels: ours against `datasets.map` with TRL's preparation; and how many trained tokens per second batches of several kinds reach.
 
 Preparation: each variant is a process of its own, with empty caches, on the same JSON-lines file of prompts and completions, and ends with a dataset of token
-ids and labels on disk. Reported are rows a second and the growth over the imports of the resident set and, of it, of the process's own memory: the rest are pages
+ids and labels on disk. Reported are rows per second and the growth over the imports of the resident set and, of it, of the process's own memory: the rest are pages
 of mapped files, which the system takes back when it needs them. The same for a file of a tenth.
 Batches: the demo model, 4-bit with adapters, on rows of skewed length; forward and backward on batches at random, grouped by length, and packed; the figure is
-learned tokens a second.
+trained tokens per second.
 
     python benchmarks/data.py [--rows 200000] [--steps 12] [--skip prepare|batches] [--json OUT]"""
 import argparse, json, os, random, re, resource, subprocess, sys, tempfile, threading, time
@@ -26,7 +26,7 @@ def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 def now(what): return int(re.search(rf'{what}:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
 
 class Watch:
-    "The largest own memory inside, seen every tenth of a second"
+    "The largest own memory inside, read every tenth of a second"
     def __enter__(self):
         self.before = self.most = now('RssAnon')
         self.done = threading.Event()
@@ -87,7 +87,7 @@ def order(kind, lengths, size):
     return [i[a:a+size] for a in range(0, len(i), size)]
 
 def batches(steps, size=8, cap=512):
-    "Seconds and learned tokens of `steps` padded batches of each kind, and of packed sequences that hold as many rows"
+    "Seconds and trained tokens of `steps` padded batches of each kind, and of packed sequences that hold as many rows"
     from types import SimpleNamespace as S
     from peft import get_peft_model
     from trl import pack_dataset
@@ -116,11 +116,11 @@ def batches(steps, size=8, cap=512):
         begun = time.perf_counter()
         learned = sum(step(model, b, trained_loss) for b in bs)
         positions = sum(b['input_ids'].numel() for b in bs)
-        out[kind] = dict(learned_per_second=learned/(time.perf_counter()-begun), padding=1-d.tokens/positions, batches=len(bs))
+        out[kind] = dict(trained_per_second=learned/(time.perf_counter()-begun), padding=1-d.tokens/positions, batches=len(bs))
     return out
 
 def step(model, batch, loss):
-    "Forward and backward of one batch; the learned tokens in it"
+    "Forward and backward of one batch; the trained tokens in it"
     value,n,_ = loss(model, {k: v for k,v in batch.items() if k in ('input_ids', 'labels', 'attention_mask', 'position_ids')})
     value.backward()
     model.zero_grad()
@@ -161,17 +161,17 @@ def prepared(n, variants, out):
             print(f'{rows:,} rows, {Path(path).stat().st_size/2**20:.1f} MiB')
             for v in variants:
                 o = out[f'{v} {rows}'] = child(v, path)
-                print(f"  {v:5} {o['rows']/o['seconds']:8,.0f} rows/s, grown by {o['grown']/2**20:6.0f} MiB, of it {o['own']/2**20:6.0f} MiB own, {o['learned']:,} learned tokens", flush=True)
+                print(f"  {v:5} {o['rows']/o['seconds']:8,.0f} rows/s, grown by {o['grown']/2**20:6.0f} MiB, of it {o['own']/2**20:6.0f} MiB own, {o['learned']:,} trained tokens", flush=True)
         if len(variants)==2:
             assert out[f'ours {n}']['rows']==out[f'trl {n}']['rows']==n
-            print(f"  ours / TRL: {out[f'trl {n}']['seconds']/out[f'ours {n}']['seconds']:.2f} times the rows a second")
+            print(f"  ours / TRL: {out[f'trl {n}']['seconds']/out[f'ours {n}']['seconds']:.2f} times the rows per second")
 
 def compared(o, out):
     out['batches'] = o
     print('Batches of 8 rows of skewed length, demo model, forward and backward')
     for kind in ('random', 'grouped', 'packed', 'single rows'):
-        print(f"  {kind:12} {o[kind]['learned_per_second']:7.1f} learned tokens/s, {o[kind]['padding']:.0%} padding, {o[kind]['batches']} batches")
-    r = {k: o[k]['learned_per_second'] for k in ('random', 'grouped', 'packed', 'single rows')}
+        print(f"  {kind:12} {o[kind]['trained_per_second']:7.1f} trained tokens/s, {o[kind]['padding']:.0%} padding, {o[kind]['batches']} batches")
+    r = {k: o[k]['trained_per_second'] for k in ('random', 'grouped', 'packed', 'single rows')}
     print(f"  against random: grouped {r['grouped']/r['random']:.2f}, packed {r['packed']/r['random']:.2f}; packed against grouped {r['packed']/r['grouped']:.2f}")
 
 if __name__=='__main__': main()

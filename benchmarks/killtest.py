@@ -1,8 +1,8 @@
-"""Kill a run at random moments, go on from its folder, and compare with a run that was never killed.
+"""Kill a run at random moments, resume from its folder, and compare with a run that was never killed.
 
 Each trial starts a process that trains a small 4-bit Llama, and ends it at a moment drawn uniformly over the whole wall time of an undisturbed
-process: imports, loading, trial batch, steps, checkpoints, validation and the final save included. How it is ended goes round: SIGKILL, SIGTERM,
-interrupt, and SIGKILL as soon as a checkpoint, or a validation, is under way. Then fresh processes go on from the folder alone until the run is finished.
+process: imports, loading, trial batch, steps, checkpoints, validation and the final save included. The ways to end it take turns: SIGKILL, SIGTERM,
+interrupt, and SIGKILL as soon as a checkpoint, or a validation, is under way. Then new processes resume from the folder alone until the run is finished.
 The SHA-256 of the final adapter and of the optimizer state, and every logged loss, each step once, must be those of the undisturbed run.
 
     python benchmarks/killtest.py [--kills 20] [--seed 0]"""
@@ -94,7 +94,7 @@ def main():
         if process(model, out).wait(600): raise SystemExit((out/'stderr').read_text()[-2000:])
         wall,whole = time.time()-begun,result(out/'run')
         print(f'seed {a.seed}; undisturbed: {wall:.1f} s, {len(whole[2])} steps, {len(whole[3])} validations, adapter {whole[0][:12]}, optimizer {whole[1][:12]}', flush=True)
-        print(f'{"how":22} {"after":>7}  {"while":12} {"went on from":14} adapter optimizer losses validation', flush=True)
+        print(f'{"how":22} {"after":>7}  {"while":12} {"resumed from":14} adapter optimizer losses validation', flush=True)
         bad = i = 0
         while i<a.kills:
             r = trial(model, KINDS[i%len(KINDS)], rng.uniform(0, wall)*(.6 if i%len(KINDS)>2 else 1), whole)

@@ -1,7 +1,7 @@
 """What the run folder, checkpoints, panel and trial batch cost: time inside our code as a share of the wall time, and paired runs with and without.
 
-A pair is two processes one after the other, in alternating order: `%qlora_train` as it comes, and the same training with nothing saved, tried or shown
-on the way (no trial batch, no checkpoint before the last, no panel). The ratio of their wall times says what a person waits longer; on a busy machine its
+A pair is two processes one after the other, in alternating order: `%qlora_train` by default, and the same training with nothing saved, tried or shown
+on the way (no trial batch, no checkpoint before the last, no panel). The ratio of their wall times says how much longer a person waits. On a busy machine its
 spread is larger than what it measures, so the time measured inside our own code stands beside it.
 
     python benchmarks/overhead.py [--steps 60] [--pairs 5]"""

@@ -1,7 +1,7 @@
 """The two best memory planners on PyPI against ours, on the same published measurements.
 
 fitcheck-llm 0.3.1 and canifinetune 0.4.1 are installed into an environment of their own and asked through their Python interfaces. Every planner sees the
-same thing: model shape with its exact number of parameters, method, batch, length, attention, optimizer, number types; not the id, source, value or notes
+same thing: model shape with its exact number of parameters, method, batch, length, attention, optimizer, dtypes; not the id, source, value or notes
 of a row. What is compared first is the peak of tensors: fitcheck's total without its overhead, canifinetune's without CUDA overhead and safety margin. A row that a
 planner cannot express is counted, not guessed. Both planners were fitted by their authors to rows of this file, which is said beside their figures.
 
@@ -27,7 +27,7 @@ def ask_fitcheck(q):
         c.get('head_dim') or c['hidden_size']//heads, bool(c.get('tie_word_embeddings')))
     t = TrainingConfig(precision=q['dtype'], quantization=q['quant'], double_quant=q['double_quant'], optimizer='adam8bit' if '8bit' in q['optim'] else 'adamw',
         batch_size=q['batch'], seq_len=q['length'], lora_rank=q['r'], lora_targets=q['targets'] or ['q_proj', 'v_proj'], grad_checkpoint=q['checkpointing'], flash_attn=q['attention']!='eager')
-    r = estimate(m, t, get_gpu('t4') if 'T4' in q['gpu'] else get_gpu(q['gpu'], vram_mib=round(q['card']/2**20)))
+    r = estimate(m, t, get_gpu('t4') if 'T4' in q['gpu'] else get_gpu(q['gpu'], vram_mib=round(q['memory']/2**20)))
     return (r.total_mib-r.overhead_mib)*2**20, r.total_mib*2**20
 
 def ask_canifinetune(q):
@@ -40,7 +40,7 @@ def ask_canifinetune(q):
     r = estimate(EstimateRequest(model_id=q['model'], method=method, seq_len=q['length'], micro_batch_size=q['batch'], base_dtype=q['dtype'],
         quantization=q['quant']+'_double_quant'*q['double_quant'] if method=='qlora' else 'none', lora_rank=q['r'] or 16, lora_target_scope=scope or 'attention',
         optimizer=q['optim'] if q['optim'] in ('paged_adamw_8bit', 'adamw_8bit', 'sgd') else 'adamw_torch', gradient_checkpointing=q['checkpointing'],
-        attention_implementation=q['attention'], gpu_vram_gb=q['card']/2**30, override=dict(q['config'], family=family, total_params=q['parameters']), use_network=False))
+        attention_implementation=q['attention'], gpu_vram_gb=q['memory']/2**30, override=dict(q['config'], family=family, total_params=q['parameters']), use_network=False))
     m = r.memory
     return (m.total_estimated_gb-m.cuda_overhead_gb-m.safety_margin_gb)*2**30, (m.total_estimated_gb-m.safety_margin_gb)*2**30
 
@@ -64,14 +64,14 @@ def question(row):
     from qlora_nb.errors import QLoRAError
     from qlora_nb.facts.hardware import gpu
     j = job_of(visible(row))
-    try: card = gpu(row['gpu'].removeprefix('NVIDIA ')).memory
-    except QLoRAError: card = 24*2**30
+    try: memory = gpu(row['gpu'].removeprefix('NVIDIA ')).memory
+    except QLoRAError: memory = 24*2**30
     c = dict(row['model_config'])
     c.setdefault('num_key_value_heads', c['num_attention_heads'])
     full,quantised = not j.method.adapters,j.storage.quantised
     return dict(model=row['model'], config=c, parameters=j.arch.num_parameters, quant=j.storage.name if quantised else 'none', double_quant=j.storage.double_quant,
         r=None if full else j.section.r, targets=None if full else list(j.section.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing,
-        attention=j.attention, optim=j.optim, dtype=SHORT[j.dtype], gpu=row['gpu'], card=card)
+        attention=j.attention, optim=j.optim, dtype=SHORT[j.dtype], gpu=row['gpu'], memory=memory)
 
 def environment(folder):
     "The peers' Python, installed when it is not there yet"
@@ -103,7 +103,7 @@ def reserved_of(row):
     return a['peak_reserved_mib']*2**20 if 'peak_reserved_mib' in a else a['peak_reserved_gib']*2**30 if 'peak_reserved_gib' in a else None
 
 def judged(rows, answers, engine):
-    "One dict a row: what was measured and what each planner says"
+    "One dict per row: what was measured and what each planner says"
     from published_memory import family, measured
     for row,said in zip(rows, answers):
         tensors,band = ask_ours(row, engine)

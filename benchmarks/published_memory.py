@@ -1,6 +1,6 @@
-"""Published memory measurements against the planner: error by row and by source, and whether the job fits the card.
+"""Published memory measurements against the planner: error by row and by source, and whether the job fits the GPU.
 
-Each row is turned into a `Job` from its model config, its method, its card and its `stack` alone: id, source, value, `also` and notes are taken off first.
+Each row is turned into a `Job` from its model config, its method, its GPU and its `stack` alone: id, source, value, `also` and notes are taken off first.
 Nothing here or in the planner is fitted to these rows.
 
     python benchmarks/published_memory.py benchmarks/data/measured_memory.json [--engine formula|trace] [--json OUT]
@@ -34,11 +34,11 @@ WHY_B = """LitGPT is another code base. What is modelled of it: one fused projec
 adapters in bfloat16, inputs that the bitsandbytes of 2023 kept on every 4-bit layer. What is not: the output layer is quantised too (0.2 GB less for Llama-2-7B),
 the vocabulary is padded, and the loss works in chunks of 128 tokens. The rows of its config hub are peaks of the whole process, loading included, and their longest
 row is only known to be at most 512 tokens. Its two full fine-tuning rows are below the weights, gradients and two moments that plain AdamW keeps in
-bfloat16 (8 bytes a parameter), so they cannot be what the row says: some of it was not on that card."""
+bfloat16 (8 bytes per parameter), so they cannot be what the row says: some of it was not on that GPU."""
 WHY_C = """Rank, targets and dropout are not in the post; the QLoRA paper's are assumed (64, all linear layers, 10 %), with the stack of May 2023: float32 for what is not
 quantised, autocast, checkpointing with re-entry, logits copied to be shifted, 4-bit layers that keep their inputs, eager attention. Of the wrong ones, the 8-bit 7B
 row at 1024 tokens needs 10 GiB by this count, and the 13B row at 1024 tokens without double quantisation 13 of 14.6 GiB: its twin with double quantisation, 0.6 GB less,
-did fit, so the true need is close to the card's size; what the allocator holds beside the tensors (6 to 49 % more in the other T4 rows) decides there."""
+did fit, so the true need is close to the GPU's memory; what the allocator holds beside the tensors (6 to 49 % more in the other T4 rows) decides there."""
 
 def visible(row):
     "What the predictor may see"
@@ -72,8 +72,8 @@ def job_of(row)->Job: # `row` as `visible` gives it
     missing = [k for k in ('model_config', 'method', 'quant', 'micro_batch', 'seq_len') if row.get(k) is None]
     if missing: raise QLoRAError(f"the row has no {', '.join(missing)}")
     arch = from_config({**row['model_config'], 'max_position_embeddings': row['seq_len']}, row.get('model') or '')
-    card = card_of(row)
-    cap = card.capability if card else (8, 0)
+    device = device_of(row)
+    cap = device.capability if device else (8, 0)
     asked = dict(r=row.get('lora_r') or 16, lora_dropout=(row.get('stack') or {}).get('lora_dropout') or 0.)
     asked['target_modules'] = tuple(SHORT.get(t.split()[0], t) for t in row['target_modules']) if row.get('target_modules') else 'all-linear'
     if 'lit' in framework: asked |= LITGPT
@@ -84,7 +84,7 @@ def job_of(row)->Job: # `row` as `visible` gives it
     method = 'full' if row['method']=='full' else 'lora'
     stored = row['quant'] if row['quant'] in ('nf4', 'fp4', 'int8') else dtype
     if method=='full': asked = {}
-    pinned = 'efficient' if cap<(8, 0) else 'auto' # The rows on a card without a flash kernel were run with SDPA pinned to this one
+    pinned = 'efficient' if cap<(8, 0) else 'auto' # The rows on a GPU without a flash kernel were run with SDPA pinned to this one
     return make_job(arch, method, stored, double_quant=bool(row.get('double_quant')), batch=row['micro_batch'],
         length=row['seq_len'], checkpointing=bool(row.get('grad_checkpointing')), attention=(row.get('attn_impl') or 'sdpa').split()[0], dtype=dtype,
         optim=next((o for said,o in OPTIMIZERS if said in (row.get('optimizer') or 'Adam')), 'adamw_torch'), capability=cap, stack=stack_of(row, dtype, pinned), **asked)
@@ -95,17 +95,17 @@ def predict(row, engine='formula'): # → bytes
     else: from qlora_nb.planning.estimate import estimate as f
     return f(job_of(row)).tensors
 
-def card_of(row): # → `Device`, or None for a card that the catalogue does not know
-    "The card, by its name, with or without its size"
+def device_of(row): # → `Device`, or None for a GPU that the catalogue does not know
+    "The GPU, by its name, with or without its size"
     name = row.get('gpu') or ''
     for n in (name, name.rpartition(' ')[0]):
         try: return gpu(n)
         except QLoRAError: continue
 
-def verdict(row, predicted): # → `fits`, `no`, or '' where the card is not known
+def verdict(row, predicted): # → `fits`, `no`, or '' where the GPU is not known
     "Whether tensors and CUDA's context fit: the allocator gives its cached blocks back before it fails"
-    card = card_of(row)
-    return '' if not card or not card.memory else 'fits' if predicted+CONTEXT<=card.memory else 'no'
+    device = device_of(row)
+    return '' if not device or not device.memory else 'fits' if predicted+CONTEXT<=device.memory else 'no'
 
 def skip(row): # → the reason, or ''
     if (row.get('n_gpus') or 1)>1: return f"ran on {row['n_gpus']} GPUs"

@@ -1,4 +1,4 @@
-"""Plain TRL + PEFT + bitsandbytes with TRL's own defaults against `%qlora_train`, on this machine's processor.
+"""Plain TRL + PEFT + bitsandbytes with TRL's own defaults against `%qlora_train`, on this machine's CPU.
 
 Shared: model, rows and their order, LoRA configuration and first weights, learning rate and schedule, batch, steps, seed (another in each round). Each run is a process of its own;
 the runs of a pair follow each other, so that a ratio compares neighbours. The held-out loss of each adapter is computed by the same code.
@@ -15,7 +15,7 @@ def lora():
     return LoraConfig(task_type='CAUSAL_LM', r=16, lora_alpha=32, lora_dropout=.05, target_modules='all-linear')
 
 def trl(steps, out, checkpointing, seed):
-    "What a person writes who follows TRL's documentation; on a processor it needs `use_cpu`"
+    "What a person writes who follows TRL's documentation; on a CPU it needs `use_cpu`"
     import torch
     from datasets import load_dataset
     from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback

@@ -47,7 +47,7 @@ CELLS = dict(
         '(sys.version_info[:2], *(m.__version__ for m in (IPython, ipykernel, ipywidgets, traitlets)))',
     heavy=f'from importlib.util import find_spec\n[name for name in {HEAVY} if find_spec(name)]',
     load='%load_ext qlora_nb', config=CONFIG, broken=BROKEN, kept="'broken' in globals()",
-    plan='%qlora_plan -o budget', figures='(budget.fits[budget.chosen].verdict, len(budget.budgets), budget.tensors_bytes)',
+    plan='%qlora_plan -o budget', figures='(budget.verdict, len(budget.options), budget.tensors_bytes)',
     preset='%qlora_plan Llama-2-13B --gpu "RTX 4090"', wrong='%qlora_plan demo --gpu T5',
     explore='%qlora_plan --explore',
     move='from ipywidgets import Widget\nslider = next(w for w in Widget.widgets.values() if "Slider" in type(w).__name__)\n'
@@ -83,7 +83,7 @@ def test_errors_have_line_key_and_suggestion(shown):
 def test_the_plan_is_priced_in_full(shown):
     from qlora_nb import plan
     here = plan(CONFIG.split('\n', 1)[1])
-    assert value(shown['figures'])==str((here.fits[here.chosen].verdict, len(here.budgets), here.tensors_bytes))
+    assert value(shown['figures'])==str((here.verdict, len(here.options), here.tensors_bytes))
     for cell,model in (('plan', 'Llama-2-7B'), ('preset', 'Llama-2-13B')):
         assert value(shown[cell]).startswith(model) and '<table' in ''.join(shown[cell][-1]['data']['text/html'])
 

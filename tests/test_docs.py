@@ -1,6 +1,10 @@
-"The site's menu names every notebook, and the index every lesson"
-import nbformat, yaml
+"The site's menu names every notebook in reading order, the index every lesson, and prose uses the field's words"
+import re, sys
+import nbformat, pytest, yaml
 from conftest import files, root
+
+sys.path.insert(0, str(root/'tools'))
+import house
 
 def leaves(o): return [o] if isinstance(o, str) else [x for v in (o.values() if isinstance(o, dict) else o) for x in leaves(v)]
 
@@ -8,6 +12,23 @@ def test_menu_names_every_notebook():
     nav = leaves(yaml.safe_load((root/'docs'/'mkdocs.yml').read_text())['nav'])
     there = {f.relative_to('nbs').as_posix() for f in files('nbs') if f.suffix=='.ipynb'}
     assert len(nav)==len(set(nav)) and set(nav)==there
+
+def test_the_reference_is_read_from_the_ground_up():
+    "A page stands after every page that its module imports"
+    nav = yaml.safe_load((root/'docs'/'mkdocs.yml').read_text())['nav']
+    pages = leaves(next(o for o in nav if 'Reference' in o))
+    place = {'qlora_nb.'+page.removesuffix('.ipynb').replace('/', '.'): n for n,page in enumerate(pages)}
+    edges = house.graph().items()
+    assert not [(a, b) for a,bs in edges for b in bs if a in place and b in place and place[b]>place[a]]
+
+NOT_OURS = re.compile(r"\bprocessors?\b|graphics card|\bknobs?\b|number types?\b|learned tokens?|likely meant|by heart|go(es)? on from|made-up|\brent\b(?= on|[,.])", re.I)
+PROSE = [f for f in files('nbs') if f.suffix=='.ipynb' and f.parent.name in ('nbs', 'course', 'examples', 'teach')]
+
+@pytest.mark.parametrize('path', PROSE, ids=str)
+def test_prose_uses_the_words_of_the_field(path):
+    text = '\n'.join(c.source for c in nbformat.read(root/path, 4).cells if c.cell_type=='markdown')
+    assert not NOT_OURS.findall(text)
+    assert path.parent.name!='course' or not re.findall(r'\bcards?\b', text)
 
 def test_index_names_every_lesson():
     text = ''.join(c.source for c in nbformat.read(root/'nbs'/'course'/'index.ipynb', 4).cells)

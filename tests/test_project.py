@@ -1,5 +1,5 @@
 "The project holds together: one version, one list of dependencies, a light import, a complete wheel, nothing private"
-import re, subprocess, sys
+import inspect, re, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import version
 from statistics import median
@@ -42,6 +42,16 @@ def test_fastcore_is_only_for_authors(): assert not {'fastcore', 'nbdev', 'execn
 def test_every_module_comes_from_a_notebook():
     exported = {m[1] for f in files('nbs') if f.suffix=='.ipynb' for m in [re.search(r'#\| *default_exp ([\w.]+)', (root/f).read_text())] if m}
     assert exported==set(modules)-{'_modidx', '__main__'}
+
+def test_the_readme_lists_the_public_api():
+    "Each name of it with a line, and with parameters that it has"
+    section = (root/'README.md').read_text().split('## Public API')[1].split('\n## ')[0]
+    imported = re.search(r'^from qlora_nb import (.*)$', section, re.M)[1].split(', ')
+    rows = dict(re.findall(r'^\| `(\w+)(?:\((.*?)\))?` \| \w', section, re.M))
+    assert imported==list(rows)==qlora_nb.__all__
+    for name,given in rows.items():
+        public = getattr(qlora_nb, name)
+        assert inspect.isclass(public) or inspect.isfunction(public) and {o.split('=')[0] for o in given.split(', ')}<=set(inspect.signature(public).parameters)
 
 def test_import_is_light_and_quick():
     heavy = python("import sys, qlora_nb; print([o for o in 'torch transformers pandas matplotlib numpy pydantic'.split() if o in sys.modules])")

@@ -4,7 +4,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
-LINK = re.compile(r'(\]\(|(?:src|href)=")(?:(\.\./)|(?=(?:images|examples|course)/|\w+\.ipynb))')
+LINK = re.compile(r'(\]\(|(?:src|href)=")(?:(\.\./)|(?=images/|[\w/]+\.ipynb))')
 
 def readme(nb):
     "The notebook's Markdown"

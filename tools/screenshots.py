@@ -13,7 +13,7 @@ quickstart,images = root/'nbs'/'examples'/'quickstart.ipynb',root/'nbs'/'images'
 def pictures(lab, step=30):
     "plan.png, and training.png as it is at this step; then the run is stopped"
     def picture(i, name, height=1066):
-        "The cell, cut off where a table goes on and on"
+        "The cell, cut off where a long table goes on"
         lab.cell(0).locator('.jp-InputPrompt').click()
         lab.page.mouse.move(0, 0)
         lab.cell(i).evaluate('e => e.scrollIntoView()')

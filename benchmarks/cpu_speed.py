@@ -1,8 +1,8 @@
-"""What is quickest on a processor: the choices behind `loading.attention` and `trainer.trained_loss`, each measured on the demo model.
+"""What is fastest on a CPU: the choices behind `loading.attention` and `trainer.trained_loss`, each measured on the demo model.
 
 Every variant takes the same training steps (forward, loss, backward) on the same rows; variants take turns, round after round, in one process.
 
-    python benchmarks/processor.py [--rounds 3] [--lengths 112 512 1024]"""
+    python benchmarks/cpu_speed.py [--rounds 3] [--lengths 112 512 1024]"""
 import argparse, contextlib, statistics, time
 import torch
 from types import SimpleNamespace as S
@@ -43,10 +43,10 @@ def batch(length, tokens=896):
     labels[:, :length*2//3] = -100 # as in the demo: the answer is a third of the row
     return dict(input_ids=ids, labels=labels)
 
-def learned(m, x): return trained_loss(m, x)[0]
-CHOSEN = S(m=('eager', 'float32', 'bfloat16'), loss=learned, autocast=True, checkpointing=False)
+def trained(m, x): return trained_loss(m, x)[0]
+CHOSEN = S(m=('eager', 'float32', 'bfloat16'), loss=trained, autocast=True, checkpointing=False)
 def but(**kw): return S(**{**vars(CHOSEN), **kw})
-VARIANTS = {'chosen for short rows: eager attention, loss on learned positions, bfloat16, float32 adapters': CHOSEN,
+VARIANTS = {'chosen for short rows: eager attention, loss on trained positions, bfloat16, float32 adapters': CHOSEN,
     'sdpa attention': but(m=('sdpa', 'float32', 'bfloat16')), 'head on every position': but(loss=all_positions), 'bfloat16 adapters': but(m=('eager', 'bfloat16', 'bfloat16')),
     'no autocast': but(autocast=False), 'gradient checkpointing': but(checkpointing=True), 'float32 throughout': but(m=('eager', 'float32', 'float32'), autocast=False)}
 
