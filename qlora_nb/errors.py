@@ -12,25 +12,30 @@ from difflib import SequenceMatcher
 # %% ../nbs/errors.ipynb #f2eea1ea
 def edit_distance(a:str, b:str)->int: # Slips of the finger between two words
     "Optimal string alignment distance: insertions, deletions, replacements and swaps of neighbours"
-    prev2,prev = [],list(range(len(b)+1))
+    before,above = [],list(range(len(b)+1)) # The last two rows of the table
     for i,x in enumerate(a, 1):
         row = [i]
         for j,y in enumerate(b, 1):
-            row.append(min(prev[j]+1, row[-1]+1, prev[j-1]+(x!=y)))
-            if i>1 and j>1 and x==b[j-2] and a[i-2]==y: row[-1] = min(row[-1], prev2[j-2]+1)
-        prev2,prev = prev,row
-    return prev[-1]
+            replaced = above[j-1]+(x!=y)
+            row.append(min(above[j]+1, row[-1]+1, replaced))
+            swapped = i>1 and j>1 and x==b[j-2] and a[i-2]==y
+            if swapped: row[-1] = min(row[-1], before[j-2]+1)
+        before,above = above,row
+    return above[-1]
 
 # %% ../nbs/errors.ipynb #010149b0
 def levenshtein(a:str, b:str)->int: # Insertions, deletions and replacements between two words
     "Plain edit distance"
-    prev = list(range(len(b)+1))
+    above = list(range(len(b)+1))
     for i,x in enumerate(a, 1):
         row = [i]
-        for j,y in enumerate(b, 1): row.append(min(prev[j]+1, row[-1]+1, prev[j-1]+(x!=y)))
-        prev = row
-    return prev[-1]
+        for j,y in enumerate(b, 1):
+            replaced = above[j-1]+(x!=y)
+            row.append(min(above[j]+1, row[-1]+1, replaced))
+        above = row
+    return above[-1]
 
+# %% ../nbs/errors.ipynb #e4deb7a4
 def within(
     word:str, # What was written
     options, # The legal words
@@ -38,24 +43,34 @@ def within(
 )->str|None: # The legal word nearest to `word`, if it is that near
     "The nearest word at most `slips` away (one in words of up to three letters)"
     slips = slips if len(word)>3 else min(slips, 1)
-    near = [(edit_distance(word, o), levenshtein(word, o), i, o) for i,o in enumerate(options) if abs(len(o)-len(word))<=slips]
-    return min((n for n in near if n[0]<=slips), default=(None,))[-1]
+    near = []
+    for place,option in enumerate(options):
+        if abs(len(option)-len(word))>slips: continue
+        distance = edit_distance(word, option)
+        if distance<=slips: near.append((distance, levenshtein(word, option), place, option))
+    return min(near)[-1] if near else None
 
 # %% ../nbs/errors.ipynb #3ad7c37f
-def _likeness(word, option): return SequenceMatcher(None, word, option).ratio()
+def _folded(word): return word.lower().replace('-', '_')
+
+def _contained(word, options):
+    "The option most alike `word` among those that contain it, or lie in it"
+    if len(word)<4: return None
+    found = [o for o in options if word in o or (len(o)>=4 and o in word)]
+    def likeness(option): return SequenceMatcher(None, word, option).ratio()
+    return max(found, key=likeness, default=None)
 
 def nearest(
     word:str, # What was written
     options # The legal words
 )->str|None: # The legal word that was probably meant, if one is close
     "The legal word nearest to `word`, or None when nothing is near"
-    options = {str(o): str(o).lower().replace('-', '_') for o in options}
-    w,plain = str(word)[:80].lower().replace('-', '_'),{v: k for k,v in options.items()}
-    if not w or not options: return None
-    if (near:=within(str(word)[:80], options)): return near
-    if (near:=within(w, plain, max(2, len(w)//3))): return plain[near]
-    parts = [o for o in plain if len(w)>=4 and (w in o or (len(o)>=4 and o in w))]
-    return plain.get(max(parts, key=lambda o: _likeness(w, o), default=None))
+    written,options = str(word)[:80],list(dict.fromkeys(map(str, options)))
+    if not written or not options: return None
+    if near := within(written, options): return near
+    folded,plain = _folded(written),{_folded(o): o for o in options}
+    near = within(folded, plain, max(2, len(folded)//3)) or _contained(folded, plain)
+    return plain.get(near)
 
 # %% ../nbs/errors.ipynb #c010986e
 @dataclass
@@ -67,9 +82,10 @@ class Problem:
     value: object = None # What was written
     suggestion: str|None = None # The word that was probably meant
     def __str__(self):
-        where = ', '.join(o for o in (f'line {self.line}' if self.line else '', self.key) if o)
+        places = ([f'line {self.line}'] if self.line else [])+([self.key] if self.key else [])
+        where = ', '.join(places)+': ' if places else ''
         hint = f' Did you mean {self.suggestion!r}?' if self.suggestion else ''
-        return ' '.join(f"{where+': ' if where else ''}{self.message}{hint}".split())
+        return ' '.join(f'{where}{self.message}{hint}'.split())
 
 # %% ../nbs/errors.ipynb #7329737f
 class QLoRAError(Exception):

@@ -8,28 +8,38 @@ __all__ = ['GiB', 'GB', 'CSS', 'fmt_bytes', 'fmt_time', 'page', 'tag', 'html_not
 
 # %% ../nbs/render.ipynb #3c1b2089
 import math, re
+from dataclasses import dataclass
 from html import escape
 
 # %% ../nbs/render.ipynb #eb093906
 GiB,GB = 2**30,10**9
+_UNITS = dict(B=1, KiB=2**10, MiB=2**20, GiB=GiB, MB=10**6, GB=GB)
+
+def _unit(size): # Bytes → the unit in which it is a handy number
+    if size>=0.1*GiB: return 'GiB'
+    if size>=0.1*2**20: return 'MiB'
+    return 'KiB' if size>=2**10 else 'B'
 
 def fmt_bytes(
     n:float, # Bytes
     unit:str|None=None # 'GiB', 'MiB', 'GB' …; chosen by size when left out
 )->str: # e.g. `3.61 GiB`
     "Bytes in words, binary units unless asked otherwise"
-    units = dict(B=1, KiB=2**10, MiB=2**20, GiB=GiB, MB=10**6, GB=GB)
-    if unit is None: unit = 'GiB' if n>=0.1*GiB else 'MiB' if n>=0.1*2**20 else 'KiB' if n>=2**10 else 'B'
-    x = n/units[unit]
-    return f'{x:,.0f} {unit}' if unit=='B' or abs(x)>=1000 else f'{x:,.2f} {unit}' if abs(x)<100 else f'{x:,.1f} {unit}'
+    unit = unit or _unit(n)
+    size = n/_UNITS[unit]
+    if unit=='B' or abs(size)>=1000: return f'{size:,.0f} {unit}'
+    return f'{size:,.2f} {unit}' if abs(size)<100 else f'{size:,.1f} {unit}'
 
-def fmt_time(seconds:float)->str: # e.g. `3 min 20 s`
+# %% ../nbs/render.ipynb #0d26a3ca
+def fmt_time(
+    seconds:float|None # None or not finite: not known
+)->str: # e.g. `3 min 20 s`
     "Seconds in words, two units at most"
     if seconds is None or not math.isfinite(seconds): return '–'
-    s = round(seconds)
-    if s<60: return f'{s} s'
-    if s<3600: return f'{s//60} min {s%60:02d} s'
-    return f'{s//3600} h {s%3600//60:02d} min'
+    whole = round(seconds)
+    if whole<60: return f'{whole} s'
+    if whole<3600: return f'{whole//60} min {whole%60:02d} s'
+    return f'{whole//3600} h {whole%3600//60:02d} min'
 
 # %% ../nbs/render.ipynb #b78682b0
 CSS = '''<style>
@@ -73,110 +83,195 @@ def page(*parts)->str: # One self-contained HTML fragment
     "Join HTML parts under the theme"
     return CSS+'<div class="qnb">'+''.join(parts)+'</div>'
 
-def tag(name:str, body='', cls:str='', **attrs)->str: # `<name class=… …>body</name>`; the body is already HTML
-    "One HTML element; attribute values are escaped, underscores in names become dashes"
-    a = ''.join(f' {k.rstrip("_").replace("_", "-")}="{escape(str(v), quote=True)}"' for k,v in dict(class_=cls or None, **attrs).items() if v is not None)
-    return f'<{name}{a}>{body}</{name}>'
+# %% ../nbs/render.ipynb #f36c779d
+def _attributes(values):
+    named = {name.rstrip('_').replace('_', '-'): value for name,value in values.items() if value is not None}
+    return ''.join(f' {name}="{escape(str(value), quote=True)}"' for name,value in named.items())
+
+def tag(
+    name:str, # e.g. `td`
+    body='', # Already HTML
+    cls:str='', # Its class
+    **attrs # Values are escaped, None is left out, underscores in names become dashes
+)->str: # `<name class=… …>body</name>`
+    "One HTML element"
+    return f'<{name}{_attributes(dict(class_=cls or None, **attrs))}>{body}</{name}>'
 
 # %% ../nbs/render.ipynb #dddf287d
+def _with_code(text): return re.sub('`([^`]+)`', r'<code>\1</code>', escape(str(text)))
+
 def html_notes(
     notes, # Plain texts
     cls:str='note' # `note`: something to act upon; `note info`: something to know
 )->str: # HTML
     "One line for each note"
-    return ''.join(tag('div', re.sub('`([^`]+)`', r'<code>\1</code>', escape(str(n))), cls=cls) for n in notes)
+    return ''.join(tag('div', _with_code(note), cls=cls) for note in notes)
 
 # %% ../nbs/render.ipynb #e6157724
-def _is_num(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
-def _cell(v): return '' if v is None else f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else f'{v:,.4g}' if isinstance(v, float) else str(v)
+def _is_num(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+def _cell(value): # → text
+    "A value as both tables print it"
+    if value is None: return ''
+    if not _is_num(value): return str(value)
+    return f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'
 
 def html_table(
     rows, # Lists of values; a `str` is escaped
     head=(), # Column titles
-    caption:str='', # Said above the table
-    num=(), # Indices of columns set right although they hold text, e.g. `3.5 GiB`
+    caption:str='', # Above the table
+    num=(), # Indices of columns aligned to the right although they hold text, e.g. `3.5 GiB`
     dim=() # Values that say nothing more, set back
 )->str: # HTML
     "An HTML table with column headers"
-    def cls(i, v): return ('num' if _is_num(v) or i in num else 'long' if len(_cell(v))>40 else '')+(' dim' if v in dim else '')
-    def td(i, v): return tag('td', escape(_cell(v)), cls=cls(i, v))
-    def th(i, h): return tag('th', escape(str(h)), cls='num' if i in num else '', scope='col')
-    cap = tag('caption', escape(caption)) if caption else ''
-    top = tag('thead', tag('tr', ''.join(th(i, h) for i,h in enumerate(head)))) if head else ''
-    return tag('table', cap+top+tag('tbody', ''.join(tag('tr', ''.join(td(i, v) for i,v in enumerate(r))) for r in rows)))
+    def cell(column, value):
+        text = _cell(value)
+        kind = 'num' if _is_num(value) or column in num else 'long' if len(text)>40 else ''
+        return tag('td', escape(text), cls=kind+(' dim' if value in dim else ''))
+    def title(column, text): return tag('th', escape(str(text)), cls='num' if column in num else '', scope='col')
+    def row(make, values): return tag('tr', ''.join(make(column, value) for column,value in enumerate(values)))
+    above = tag('caption', escape(caption)) if caption else ''
+    top = tag('thead', row(title, head)) if head else ''
+    return tag('table', above+top+tag('tbody', ''.join(row(cell, values) for values in rows)))
 
 # %% ../nbs/render.ipynb #bc6ee557
-def text_table(rows, head=(), caption:str='', num=())->str: # Lines of text
+def text_table(
+    rows, # Lists of values
+    head=(), # Column titles
+    caption:str='', # Above the table
+    num=() # Indices of columns aligned to the right although they hold text
+)->str: # Lines of text
     "The same table for a terminal"
     rows = [list(r) for r in rows]
-    right = {i for r in rows for i,v in enumerate(r) if _is_num(v)}|set(num)
-    cells = [[_cell(v) for v in r] for r in ([list(head)] if head else [])+rows]
-    width = [max((len(r[i]) for r in cells if i<len(r)), default=0) for i in range(max(map(len, cells), default=0))]
-    lines = ['  '.join(c.rjust(w) if i in right else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in cells]
-    if head: lines.insert(1, '  '.join('─'*w for w in width))
+    right = {column for r in rows for column,value in enumerate(r) if _is_num(value)} | set(num)
+    cells = [[_cell(value) for value in r] for r in ([list(head)] if head else [])+rows]
+    columns = max(map(len, cells), default=0)
+    widths = [max((len(r[column]) for r in cells if column<len(r)), default=0) for column in range(columns)]
+    def line(texts):
+        padded = [t.rjust(w) if column in right else t.ljust(w) for column,(t,w) in enumerate(zip(texts, widths))]
+        return '  '.join(padded).rstrip()
+    lines = [line(r) for r in cells]
+    if head: lines.insert(1, '  '.join('─'*w for w in widths))
     return '\n'.join(([caption] if caption else [])+lines)
 
 # %% ../nbs/render.ipynb #a1d398bb
+def _percent(size, total): return f'{100*size/(total or 1):.3f}%'
+
+def _part(total, name, size, colour, why=''):
+    explained = tag('small', escape(why)) if why else ''
+    tip = tag('span', escape(name)+explained, 'tip', hidden='')
+    return tag('span', tip, 'seg', tabindex=0, role='img', aria_label=f'{name}. {why}'.strip(),
+        style=f'width:{_percent(size, total)};background:{colour}')
+
 def html_bar(
     parts, # `(name, size, colour)`, or with an explanation as a fourth
     total:float, # What the full width stands for
     label:str, # Read aloud before the parts
     mark=None # `(size, name)` of a line across the bar
-)->str:
+)->str: # HTML
     "A stacked bar; each part says what it is under the pointer, on a click, and when it is reached by keyboard"
-    def part(name, size, colour, why=''):
-        tip = tag('span', escape(name)+(tag('small', escape(why)) if why else ''), 'tip', hidden='')
-        return tag('span', tip, 'seg', tabindex=0, role='img', aria_label=f'{name}. {why}'.strip(), style=f'width:{100*size/(total or 1):.3f}%;background:{colour}')
-    line = tag('span', '', 'mark', role='img', aria_label=mark[1], title=mark[1], style=f'left:{100*mark[0]/(total or 1):.3f}%') if mark else ''
-    return tag('div', ''.join(part(*p) for p in parts)+line, 'bar', role='group', aria_label=label)
+    body = ''.join(_part(total, *part) for part in parts)
+    if mark:
+        size,name = mark
+        body += tag('span', '', 'mark', role='img', aria_label=name, title=name, style=f'left:{_percent(size, total)}')
+    return tag('div', body, 'bar', role='group', aria_label=label)
 
-def thin(points, n:int=300)->list: # At most about `n` points; first and last are kept
+# %% ../nbs/render.ipynb #10cb588f
+def thin(
+    points, # Of a series
+    n:int=300 # At most about so many; first and last are kept
+)->list:
     "Every k-th point of a long series"
     points = list(points)
     step = max(1, math.ceil(len(points)/n))
     return points if step==1 else points[:-1:step]+points[-1:]
 
-# %% ../nbs/render.ipynb #7e64d27a
-def _ticks(lo, hi, n=4):
-    step = 10**math.floor(math.log10((hi-lo)/n or 1))
-    step *= next(m for m in (1, 2, 5, 10) if (hi-lo)/(step*m)<=n)
-    return [round(k*step, 10) for k in range(math.ceil(lo/step), math.floor(hi/step)+1)]
+# %% ../nbs/render.ipynb #e81c1a1a
+def _ticks(low, high, n=4): # → at most `n+1` round numbers between the two
+    step = 10**math.floor(math.log10((high-low)/n or 1))
+    step *= next(m for m in (1, 2, 5, 10) if (high-low)/(step*m)<=n)
+    first,last = math.ceil(low/step),math.floor(high/step)
+    return [round(k*step, 10) for k in range(first, last+1)]
 
-def _span(ys): # → bottom and top of the axis
-    lo,hi = min(ys),max(ys)
-    return (lo-.1*(hi-lo), hi) if 0<lo<hi<2*lo else (min(0, lo), hi or 1)
+def _span(values): # → bottom and top of the axis
+    low,high = min(values),max(values)
+    near = 0<low<high<2*low
+    return (low-.1*(high-low), high) if near else (min(0, low), high or 1)
+
+# %% ../nbs/render.ipynb #81e960cb
+@dataclass(frozen=True)
+class _Plane:
+    "Values to pixels"
+    across: tuple # x at the left and at the right edge
+    upwards: tuple # y at the bottom and at the top
+    width: int # Of the picture, pixels
+    height: int # Of the picture, pixels
+    left: int = 44 # Room for the numbers of the vertical axis
+    top: int = 26 # Room for the legend
+
+    @property
+    def right(self): return self.width-12
+    @property
+    def bottom(self): return self.height-30
+
+    def px(self, x):
+        low,high = self.across
+        return self.left+(self.right-self.left)*(x-low)/((high-low) or 1)
+
+    def py(self, y):
+        low,high = self.upwards
+        return self.bottom-(self.bottom-self.top)*(y-low)/((high-low) or 1)
+
+# %% ../nbs/render.ipynb #d6832882
+def _grid(plane):
+    "Both axes with their numbers"
+    line,text = '<path d="M{} {}H{}" stroke="var(--qnb-line)"/>','<text x="{}" y="{}" text-anchor="{}">{:g}</text> '
+    left,right,bottom = plane.left,plane.right,plane.bottom
+    drawn = ''
+    for y in _ticks(*plane.upwards):
+        at = plane.py(y)
+        drawn += line.format(left, f'{at:.1f}', right)+text.format(left-6, f'{at+4:.1f}', 'end', y)
+    drawn += line.format(left, bottom, right)
+    for x in _ticks(*plane.across, 6): drawn += text.format(f'{plane.px(x):.1f}', bottom+15, 'middle', x)
+    return drawn
+
+# %% ../nbs/render.ipynb #b1402bdb
+def _marks(series, plane):
+    "Every series with its name in the legend"
+    drawn,legend = '',48
+    for name,points,colour in series:
+        places = [(f'{plane.px(x):.1f}', f'{plane.py(y):.1f}') for x,y in points]
+        if len(points)>8:
+            path = ' '.join(f'{x},{y}' for x,y in places)
+            drawn += f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+        else: drawn += ''.join(f'<circle cx="{x}" cy="{y}" r="3.2" fill="{colour}"/>' for x,y in places)
+        drawn += f'<rect x="{legend}" y="1" width="10" height="10" fill="{colour}"/>'
+        drawn += f'<text x="{legend+14}" y="10">{escape(name)}</text> '
+        legend += 26+7*len(name)
+    return drawn
 
 # %% ../nbs/render.ipynb #388b2130
+def _finite(points): return [(x, y) for x,y in thin(points) if math.isfinite(y)]
+
 def svg_curve(
     series, # `(name, points, colour)`; points are `(x, y)`
     label:str, # Read aloud in place of the picture
-    xlabel:str='step', xmax:float|None=None, # x-axis title and the x of the right edge
-    w:int=560, h:int=180
+    xlabel:str='step', # Title of the x axis
+    xmax:float|None=None, # x of the right edge, at least
+    w:int=560, # Width, pixels
+    h:int=180 # Height, pixels
 )->str: # SVG
     "Curves over a common x axis"
-    series = [(n, [(x, y) for x,y in thin(p) if math.isfinite(y)], c) for n,p,c in series if p]
-    pts = [q for _,p,_ in series for q in p]
-    if not pts: return tag('svg', '<text x="50%" y="50%" text-anchor="middle">no points yet</text>', width=w, height=60, role='img', aria_label=label)
-    xs,ys = [x for x,_ in pts],[y for _,y in pts]
-    x0,x1,y0,y1 = min(0, *xs),max([xmax or 0, *xs]) or 1,*_span(ys)
-    l,r,t,b = 44,w-12,26,h-30
-    def px(x): return l+(r-l)*(x-x0)/((x1-x0) or 1)
-    def py(y): return b-(b-t)*(y-y0)/((y1-y0) or 1)
-    grid = ''.join(f'<path d="M{l} {py(v):.1f}H{r}" stroke="var(--qnb-line)"/><text x="{l-6}" y="{py(v)+4:.1f}" text-anchor="end">{v:g}</text> ' for v in _ticks(y0, y1))
-    grid += f'<path d="M{l} {b}H{r}" stroke="var(--qnb-line)"/>'
-    grid += ''.join(f'<text x="{px(v):.1f}" y="{b+15}" text-anchor="middle">{v:g}</text> ' for v in _ticks(x0, x1, 6))
-    return tag('svg', tag('desc', escape(label)+'. ')+grid+_marks(series, px, py)+f'<text x="{r}" y="{h-2}" text-anchor="end">{escape(xlabel)}</text>',
-        viewBox=f'0 0 {w} {h}', width=w, height=h, role='img', aria_label=label)
-
-def _marks(series, px, py):
-    out,x = '',48
-    for name,p,c in series:
-        path = ' '.join(f'{px(a):.1f},{py(y):.1f}' for a,y in p)
-        if len(p)>8: out += f'<polyline points="{path}" fill="none" stroke="{c}" stroke-width="1.6"/>'
-        else: out += ''.join(f'<circle cx="{px(a):.1f}" cy="{py(y):.1f}" r="3.2" fill="{c}"/>' for a,y in p)
-        out += f'<rect x="{x}" y="1" width="10" height="10" fill="{c}"/><text x="{x+14}" y="10">{escape(name)}</text> '
-        x += 26+7*len(name)
-    return out
+    series = [(name, _finite(points), colour) for name,points,colour in series if points]
+    xs = [x for _,points,_ in series for x,_ in points]
+    ys = [y for _,points,_ in series for _,y in points]
+    if not ys:
+        text = '<text x="50%" y="50%" text-anchor="middle">no points yet</text>'
+        return tag('svg', text, width=w, height=60, role='img', aria_label=label)
+    plane = _Plane((min(0, *xs), max([xmax or 0, *xs]) or 1), _span(ys), w, h)
+    title = f'<text x="{plane.right}" y="{h-2}" text-anchor="end">{escape(xlabel)}</text>'
+    body = tag('desc', escape(label)+'. ')+_grid(plane)+_marks(series, plane)+title
+    return tag('svg', body, viewBox=f'0 0 {w} {h}', width=w, height=h, role='img', aria_label=label)
 
 # %% ../nbs/render.ipynb #e8a39db0
 class Shown:
