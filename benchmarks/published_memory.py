@@ -13,7 +13,8 @@ from pathlib import Path
 
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import gpu
-from qlora_nb.facts.models import FAMILIES, find, from_config
+from qlora_nb.facts.architecture import FAMILIES
+from qlora_nb.facts.models import find, from_config
 from qlora_nb.render import fmt_bytes, text_table
 from qlora_nb.simulation.job import Job, make_job, stack
 

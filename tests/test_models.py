@@ -102,8 +102,8 @@ def test_a_folder_comes_before_a_preset(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('change,say', [(dict(hidden_size=None), 'has no hidden_size'), (dict(model_type='gpt2'), "is a 'gpt2' model"),
     (dict(model_type='qwen'), "Did you mean 'qwen[23]'"),
-    (dict(model_type='opt', ffn_dim=64, word_embed_proj_dim=32), 'layout of OPT-350m'), (dict(model_type='phi', qk_layernorm=True), 'qk_layernorm'), (dict(num_hidden_layers='32'), "num_hidden_layers of m is '32'"),
-    (dict(num_attention_heads=3), 'not a multiple'), (dict(vocab_size=0), 'positive whole number'), (dict(model_type=None), 'is a None model')])
+    (dict(model_type='opt', ffn_dim=64, word_embed_proj_dim=32), 'layout of OPT-350m'), (dict(model_type='phi', qk_layernorm=True), 'qk_layernorm'), (dict(num_hidden_layers='32'), "num_hidden_layers of m must be a positive integer, got '32'"),
+    (dict(num_attention_heads=3), 'not a multiple'), (dict(vocab_size=0), 'vocab_size of m must be a positive integer, got 0'), (dict(model_type=None), 'is a None model')])
 def test_bad_configs_are_one_line(change, say):
     good = dict(model_type='llama', hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, vocab_size=10)
     with pytest.raises(QLoRAError, match=say) as e: from_config({**good, **change}, 'm')

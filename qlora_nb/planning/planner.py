@@ -16,7 +16,8 @@ from .fit import ENGINES, Fit, Machine, Peak, fit, knobs, loading, peak, solve, 
 from ..facts.hardware import Device, Precision, attention, glance, gpu, gpus, precision
 from .bands import seen
 from .memory import Budget, resident
-from ..facts.models import Architecture, find
+from ..facts.architecture import Architecture
+from ..facts.models import find
 from .page import plan_html, plan_markdown, plan_text
 from ..render import Shown, fmt_bytes
 from ..methods.full import FULL

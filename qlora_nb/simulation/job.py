@@ -12,7 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from ..errors import QLoRAError, nearest
-from ..facts.models import Architecture
+from ..facts.architecture import Architecture
 from ..methods.lora import LORA
 from ..methods.method import Method, Section
 from ..methods.register import find_method
