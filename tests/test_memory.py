@@ -16,7 +16,8 @@ from qlora_nb.planning.estimate import estimate
 from qlora_nb.methods.lora import adapter_shapes, target_linears
 from qlora_nb.methods.full import FULL
 from qlora_nb.methods.storage import BITS, storage
-from qlora_nb.facts.models import Architecture, Linear, find, from_config, presets
+from qlora_nb.facts.architecture import Architecture, Linear
+from qlora_nb.facts.models import find, from_config, presets
 from qlora_nb.simulation.job import STACKS, Job, make_job, stack
 from qlora_nb.simulation.block import Step
 from qlora_nb.simulation.step import _forward, _inputs

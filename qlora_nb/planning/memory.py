@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from math import prod
 
-from ..facts.models import Architecture
+from ..facts.architecture import Architecture
 from ..methods.register import find_method
 from ..methods.storage import BLOCK, SCALES, Storage, storage
 from .optimizers import PAGED_FROM, optimizer_terms
