@@ -2,7 +2,9 @@
 import sys
 import pytest, tiny
 from IPython.core.interactiveshell import InteractiveShell
+from qlora_nb import compare
 from qlora_nb.errors import QLoRAError
+from qlora_nb.methods.full import FULL
 
 @pytest.fixture
 def ip():
@@ -28,7 +30,7 @@ def refused(ip, code):
     with pytest.raises(QLoRAError) as e: run(ip, code)
     return str(e.value)
 
-def test_the_whole_way(ip, folder, tmp_path, capsys):
+def test_the_whole_way(ip, folder, tmp_path, capsys, monkeypatch):
     ip.user_ns['rows'] = tiny.rows()
     cfg = run(ip, cell(folder, tmp_path))
     assert cfg.training.max_steps==2 and cfg.sources['training.max_steps']=='cell'
@@ -37,7 +39,10 @@ def test_the_whole_way(ip, folder, tmp_path, capsys):
     assert ip.user_ns['first'] is r and r.status=='finished' and r.folder.name=='first'
     assert run(ip, '%qlora_status') is r
     run(ip, '%qlora_compare --rows 3 --max-new-tokens 4 -o c')
-    assert len(ip.user_ns['c'].after)==3
+    before,after = ip.user_ns['c'].before,ip.user_ns['c'].after
+    assert len(after)==3
+    monkeypatch.setattr('qlora_nb.results.evaluate.find_method', lambda name: FULL) # without an adapter to switch off
+    assert compare(r, 3, max_new_tokens=4).before==before
     run(ip, '%qlora_generate --max-new-tokens 3 who is on the mat')
     run(ip, '%qlora_stop')
     assert 'first is not running: finished' in capsys.readouterr().out

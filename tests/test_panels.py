@@ -5,6 +5,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from qlora_nb import parse
+from qlora_nb.training.run import Memory
 from qlora_nb.ui.browser import Browser
 from qlora_nb.ui.explorer import Controls, Explorer
 from qlora_nb.ui.panels import WIDGET_VIEW, RunPanel, attach
@@ -17,8 +18,8 @@ class Rows:
 def a_run(**kw):
     "What a panel reads of a run"
     run = dict(name='puffins', step=42, total=75, seconds=93., losses=[(1, 3.), (42, .3)], evals=[], lr=1e-4, grad_norm=.5, tokens_per_second=800.,
-        memory_now=None, memory_peak=None, memory_planned=None, memory_tried=None, memory_kind='', against=[], where='CPU', notes=[], samples=[],
-        folder='runs/puffins', adapter=None, checkpoints=[], error=None, how_to_stop='■', next='', watchers=[], status='training', running=True)
+        memory=Memory(), where='CPU', notes=[], samples=[], folder='runs/puffins', adapter=None, checkpoints=[], error=None,
+        how_to_stop='■', next='', watchers=[], status='training', running=True)
     return SimpleNamespace(**run | kw)
 
 @pytest.fixture(params=[7, 8])
