@@ -113,14 +113,14 @@ def trl_trainer(job, base, data, tok, folder):
 def own_trainer(job, base, data, tok, folder):
     "What `%qlora_train` makes of its config and its rows"
     from qlora_nb import parse
-    from qlora_nb.facts import hardware
+    from qlora_nb.facts.machine import detect
     from qlora_nb.training.run import Run
     from qlora_nb.training.trainer import make_trainer
     config = parse('model: demo\ndata: {train: demo}').with_(**{'lora.r': job.section.r, 'lora.lora_dropout': job.section.lora_dropout,
         'training.optim': job.optim, 'training.max_steps': 2, 'training.preflight': False,
         'training.per_device_train_batch_size': job.batch, 'training.gradient_accumulation_steps': job.accumulation, 'training.gradient_checkpointing': job.checkpointing})
     run = Run(config, folder)
-    run.device,run.precision,run.tokenizer = hardware.detect(),types.SimpleNamespace(compute='bfloat16', adapters='float32'),tok
+    run.device,run.precision,run.tokenizer = detect(),types.SimpleNamespace(compute='bfloat16', adapters='float32'),tok
     run.data = types.SimpleNamespace(train=types.SimpleNamespace(dataset=data), validation=None, sampling='random')
     run.trainer = make_trainer(run, base)
     return run.trainer

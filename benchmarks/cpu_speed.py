@@ -8,7 +8,7 @@ import torch
 from types import SimpleNamespace as S
 from peft import get_peft_model
 from qlora_nb import parse
-from qlora_nb.facts.hardware import detect
+from qlora_nb.facts.machine import detect
 from qlora_nb.training.loading import load_base, upcast_adapters
 from qlora_nb.methods.lora import lora_config
 from qlora_nb.quiet import quiet

@@ -3,7 +3,8 @@ from types import SimpleNamespace as S
 import pytest, tiny
 from qlora_nb import parse, plan
 from qlora_nb.planning.fit import CONTEXT, PROCESS
-from qlora_nb.facts.hardware import detect, gpu
+from qlora_nb.facts.machine import detect
+from qlora_nb.facts.hardware import gpu
 from qlora_nb.training.measure import Measured, against, beside, held, meter
 from qlora_nb.planning.bands import seen
 from qlora_nb.store.checkpoints import events

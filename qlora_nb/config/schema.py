@@ -797,7 +797,7 @@ def resolve(
     config:Config, # From `parse`
     namespace:dict|None=None, # Variables of the notebook
     architecture=None, # An `Architecture`, from `models.find`
-    device=None # From `hardware.detect`
+    device=None # From `machine.detect`
 )->Config: # With `kinds`, derived values and further notes
     "Look at files, variables, model and machine"
     _known_gpu(config)

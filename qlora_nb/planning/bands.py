@@ -7,7 +7,7 @@ __all__ = ['seen']
 
 # %% ../../nbs/planning/bands.ipynb #c606138d
 from ..errors import QLoRAError
-from ..facts.hardware import same_card
+from ..facts.hardware import same_gpu
 from .fit import PROCESS, WASTE
 from ..store.folder import read_about, run_folders
 
@@ -22,7 +22,7 @@ def seen(
     for folder in run_folders(output_dir)[:20]:
         try: m = read_about(folder).get('measured') or {}
         except QLoRAError: continue
-        if same_card(m.get('device'), device.name) and m.get('attention')==attention and isinstance(m.get('beside'), (int, float)): found.append(m['beside'])
+        if same_gpu(m.get('device'), device.name) and m.get('attention')==attention and isinstance(m.get('beside'), (int, float)): found.append(m['beside'])
     if not found: return None,0
     low,high = PROCESS if device.kind in ('cpu', 'mps') else WASTE.get(attention, WASTE['sdpa'])
     more = (high-low)/2/(len(found)+1)

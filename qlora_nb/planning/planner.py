@@ -13,7 +13,8 @@ from functools import cached_property
 from .time import MILLION, Cost, Work, cost, work
 from ..errors import QLoRAError, nearest
 from .fit import ENGINES, Fit, Machine, Peak, fit, knobs, loading, peak, solve, solved_for, spread, suggest
-from ..facts.hardware import Device, Precision, attention, glance, gpu, gpus, precision
+from ..facts.hardware import Device, Precision, attention, gpu, gpus, precision
+from ..facts.machine import glance
 from .bands import seen
 from .memory import Budget, resident
 from ..facts.architecture import Architecture

@@ -13,7 +13,8 @@ from ..config.schema import resolve
 from ..data.gate import prepare
 from ..data.sources import table_parts
 from ..errors import QLoRAError
-from ..facts import hardware
+from ..facts.hardware import precision
+from ..facts.machine import detect, pick_gpu
 from ..planning.planner import plan
 from ..planning.terms import LEGEND
 from ..render import fmt_bytes
@@ -79,9 +80,9 @@ def keep_rows(run, space):
 # %% ../../nbs/training/setup.ipynb #3bd83772
 def look(run, space): # `space`: the notebook's variables
     "Find the device, resolve the config on it, and gather what there is to say"
-    chosen = hardware.pick_gpu()
-    run.device = hardware.detect()
-    run.precision = hardware.precision(run.device, run.config.quantization.bnb_4bit_compute_dtype)
+    chosen = pick_gpu()
+    run.device = detect()
+    run.precision = precision(run.device, run.config.quantization.bnb_4bit_compute_dtype)
     run.where = f'{run.device.name} · {run.precision.compute} compute, {run.precision.adapters} adapters'
     run.kept = kept_rows(run, space)
     run.config = resolve(run.config, space | run.kept, device=run.device)

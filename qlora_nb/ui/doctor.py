@@ -73,9 +73,10 @@ def _unusable(name, torch):
 def check_gpu()->list:
     "Driver, CUDA and compute capability, or the CPU in their place"
     import torch
-    from qlora_nb.facts.hardware import _smi, _visible, detect, precision
-    listed,device = _smi(),detect()
-    if listed and not _visible(listed, os.environ): return [_hidden(listed[0]['name'])]
+    from qlora_nb.facts.hardware import precision
+    from qlora_nb.facts.machine import detect, nvidia_smi, visible
+    listed,device = nvidia_smi(),detect()
+    if listed and not visible(listed): return [_hidden(listed[0]['name'])]
     if listed and not torch.cuda.is_available(): return [_unusable(listed[0]['name'], torch)]
     chosen = precision(device)
     dtype = f'{chosen.compute} compute, since {chosen.why}'
@@ -135,7 +136,7 @@ def _check_disk(output_dir):
 
 # %% ../../nbs/ui/doctor.ipynb #46925417
 def _check_memory():
-    from qlora_nb.facts.hardware import cpu
+    from qlora_nb.facts.machine import cpu
     free = cpu().memory
     if free>ENOUGH: return Check('main memory', 'fine', f'{fmt_bytes(free)} free')
     return Check('main memory', 'note', f'{fmt_bytes(free)} free', 'close other kernels')

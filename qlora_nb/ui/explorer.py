@@ -12,7 +12,7 @@ from html import escape
 
 from ..config.schema import choices
 from ..errors import QLoRAError
-from ..facts.hardware import gpus, same_card
+from ..facts.hardware import gpus, same_gpu
 from ..facts.models import presets
 from ..planning.fit import VERDICTS, fit
 from ..planning.page import SAID, headline, plan_head, title
@@ -70,7 +70,7 @@ def verdicts(planned)->dict: # Verdict → names of GPUs, smallest first
     for gpu in known:
         if planned.machine.gpus>1 and gpu.kind not in ('cuda', 'rocm'): continue
         job = job_for(planned.config, planned.architecture, gpu, longest=planned.work.longest, learned=planned.job.learned)
-        band = planned.machine.beside if same_card(gpu.name, planned.device.name) else None
+        band = planned.machine.beside if same_gpu(gpu.name, planned.device.name) else None
         machine = replace(planned.machine, device=gpu, beside=band)
         found[fit(job, machine).verdict].append(gpu.name)
     return found
