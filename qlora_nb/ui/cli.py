@@ -30,8 +30,9 @@ class _Parser(argparse.ArgumentParser):
 def _lengths(text):
     "`1000000`, or a file with the length of a row on each line"
     if text.replace('_', '').isdigit(): return int(text)
+    refused = f'{text} is neither a number of tokens nor a file of row lengths'
     try: return [int(line) for line in Path(text).read_text().split()]
-    except (OSError, ValueError) as e: raise argparse.ArgumentTypeError(f'{text} is neither a number of tokens nor a file of row lengths') from e
+    except (OSError, ValueError) as e: raise argparse.ArgumentTypeError(refused) from e
 
 # %% ../../nbs/ui/cli.ipynb #3f3f4271
 def _plan_options(parser):

@@ -119,7 +119,8 @@ def check_4bit()->list:
         return [Check('4-bit', 'bad', f'{type(e).__name__}: {reason}', '`%pip install -U bitsandbytes`, then restart the kernel')]
     found = f'largest error of a product {error:.1e} of the largest product, of a gradient {through:.1e}'
     if error<1e-2 and through<1e-1: return [Check('4-bit', 'fine', found)]
-    return [Check('4-bit', 'bad', found, 'this bitsandbytes computes wrongly on this machine: use `quantization: {bits: none}`, or another version')]
+    remedy = 'this bitsandbytes computes wrongly on this machine: use `quantization: {bits: none}`, or another version'
+    return [Check('4-bit', 'bad', found, remedy)]
 
 # %% ../../nbs/ui/doctor.ipynb #175d9ed0
 ENOUGH = 2*GiB # Of disk and of main memory, in bytes

@@ -27,8 +27,8 @@ def powers(lo:int, hi:int)->tuple: # From `lo` to `hi`, both powers of two
 
 FOUR_BIT = ('quantization.bnb_4bit_quant_type', 'quantization.bnb_4bit_use_double_quant')
 STEPS = {'lora.r': powers(1, 256), 'training.per_device_train_batch_size': powers(1, 64), 'training.max_length': powers(128, 32768)}
-SETTINGS = ('model', 'hardware.gpu', 'quantization.bits', *FOUR_BIT, 'lora.r', 'lora.target_modules', 'training.per_device_train_batch_size',
-    'training.max_length', 'training.gradient_checkpointing', 'training.optim')
+SETTINGS = ('model', 'hardware.gpu', 'quantization.bits', *FOUR_BIT, 'lora.r', 'lora.target_modules',
+    'training.per_device_train_batch_size', 'training.max_length', 'training.gradient_checkpointing', 'training.optim')
 
 # %% ../../nbs/ui/explorer.ipynb #8a1a0a13
 def word(value)->str: # e.g. `true`, `nf4`, `q_proj, v_proj`
@@ -66,7 +66,7 @@ def changed(
 def verdicts(planned)->dict: # Verdict → names of GPUs, smallest first
     "On which GPUs the config would fit"
     found = {verdict: [] for verdict in VERDICTS}
-    known = sorted((gpu for gpu in gpus() if gpu.memory), key=lambda gpu: gpu.memory)
+    known = [gpu for gpu in gpus() if gpu.memory] # smallest first
     for gpu in known:
         if planned.machine.gpus>1 and gpu.kind not in ('cuda', 'rocm'): continue
         job = job_for(planned.config, planned.architecture, gpu, longest=planned.work.longest, learned=planned.job.learned)
@@ -96,11 +96,12 @@ class Explorer:
     def _control(self, key):
         import ipywidgets as W
         now,choice = self.config.flat[key],offered(self.config, key)
-        look = dict(description=key, style=dict(description_width='22em'), layout=dict(width='auto'))
+        look = dict(description=key, style=dict(description_width='20em'), layout=dict(width='auto'))
         if key in STEPS: control = W.SelectionSlider(options=list(choice.items()), value=now, **look)
         elif key=='model': control = W.Combobox(options=list(choice), value=now, continuous_update=False, **look)
         else: control = W.Dropdown(options=list(choice), value=word(now), **look)
-        control.observe(lambda change: self.change(key, change['new']), 'value')
+        def moved(change): self.change(key, change['new'])
+        control.observe(moved, 'value')
         return control
 
     def _grey_out(self):
@@ -136,7 +137,7 @@ class Controls:
         from IPython.display import display
         self.explorer = explorer
         self.written = W.HTML()
-        columns = dict(grid_template_columns='repeat(auto-fit, minmax(34em, 1fr))', grid_gap='0 1.5em')
+        columns = dict(grid_template_columns='repeat(auto-fit, minmax(32em, 1fr))', grid_gap='0 1.5em')
         settings = W.GridBox(list(explorer.controls.values()), layout=columns)
         copy = W.Button(description='Copy as config', tooltip='Show the cell that gives this plan')
         close = W.Button(description='Close', tooltip='Take the controls away; the page stays')

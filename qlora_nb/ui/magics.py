@@ -120,7 +120,7 @@ class PlanMagics(Notebook):
     @line_magic
     @takes(argument('model', nargs='?', help='Model to plan without a config: preset, Hub id or folder'),
         argument('--gpu', help='GPU to plan for, e.g. T4 or "RTX 4090"; default: hardware.gpu, then the GPU of this machine'),
-        argument('--trace', action='store_true', help='Trace the real code too, and report where it and the formula disagree; takes seconds'),
+        argument('--trace', action='store_true', help='Trace the real code too, and report where the formula disagrees; takes seconds'),
         argument('--tokens', type=int, help='Tokens in the training rows; time and rental cost are then those of the whole run'),
         argument('--gpus', type=int, default=1, help='Number of GPUs that share the run'),
         argument('--sharding', default='', help='How they share it: ddp or fsdp'),

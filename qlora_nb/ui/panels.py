@@ -35,7 +35,7 @@ def show_widget(
 
 # %% ../../nbs/ui/panels.ipynb #11d9f0ab
 LIVE = 'Training run: live panel, replaced by a report when the run ends. Where no panel is shown, %qlora_status prints the run.'
-BY_BUTTON = 'To stop: this button, or %qlora_stop. The current step finishes and a checkpoint is saved.'
+BY_BUTTON = 'To stop, press this button or run %qlora_stop: the current step finishes and a full checkpoint is saved.'
 
 class RunPanel:
     "Shows a run while it lasts; call it with the run whenever something changed"
