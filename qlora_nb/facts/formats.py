@@ -22,15 +22,25 @@ def absmax_scale(
     top:int=127 # Largest whole number of the format
 )->np.float32: # The factor c
     "The factor that takes the largest magnitude to `top`"
-    m = np.abs(x).max(initial=0)
-    return np.float32(top/m) if m else np.float32(1)
+    largest = np.abs(x).max(initial=0)
+    return np.float32(top/largest) if largest else np.float32(1)
 
-def quantize_absmax(x, top:int=127)->tuple: # Whole numbers and c
+# %% ../../nbs/facts/formats.ipynb #a85d88ef
+def quantize_absmax(
+    x, # Numbers
+    top:int=127 # Largest whole number of the format
+)->tuple: # Whole numbers, and c
     "Round to multiples of 1/c"
-    c = absmax_scale(x, top)
-    return np.rint(np.asarray(x, np.float32)*c).astype(np.int8),c
+    scale = absmax_scale(x, top)
+    scaled = np.asarray(x, np.float32)*scale # as x
+    return np.rint(scaled).astype(np.int8),scale
 
-def dequantize_absmax(q, c)->np.ndarray: return (q/np.float32(c)).astype(np.float32)
+def dequantize_absmax(
+    q, # Whole numbers
+    c # Their factor
+)->np.ndarray: # Numbers
+    "Divide by c"
+    return (q/np.float32(c)).astype(np.float32)
 
 # %% ../../nbs/facts/formats.ipynb #30600c01
 def to_blocks(
@@ -38,18 +48,34 @@ def to_blocks(
     blocksize:int=64 # How many share a scale
 )->np.ndarray: # One row for each block
     "Cut into blocks"
-    flat = np.asarray(x, np.float32).ravel()
-    return np.pad(flat, (0, -flat.size%blocksize)).reshape(-1, blocksize)
+    flat = np.asarray(x, np.float32).ravel() # (numbers,)
+    missing = -flat.size%blocksize
+    return np.pad(flat, (0, missing)).reshape(-1, blocksize) # (blocks, blocksize)
 
-def from_blocks(blocks, shape)->np.ndarray: return blocks.ravel()[:prod(shape)].reshape(shape)
+def from_blocks(
+    blocks, # From `to_blocks`
+    shape # Of what was cut
+)->np.ndarray:
+    "Put the blocks together again, without what filled the last"
+    return blocks.ravel()[:prod(shape)].reshape(shape)
 
 # %% ../../nbs/facts/formats.ipynb #3a823073
-def quantize_blockwise(x, blocksize:int=64, top:int=127)->tuple: # Whole numbers, one row for each block, and one c for each row
+def quantize_blockwise(
+    x, # Numbers of any shape
+    blocksize:int=64, # How many share a scale
+    top:int=127 # Largest whole number of the format
+)->tuple: # Whole numbers, one row for each block, and one c for each row
     "Absmax quantisation of every block on its own"
-    pairs = [quantize_absmax(b, top) for b in to_blocks(x, blocksize)]
-    return np.stack([q for q,_ in pairs]),np.array([c for _,c in pairs])
+    rows,scales = zip(*(quantize_absmax(block, top) for block in to_blocks(x, blocksize)))
+    return np.stack(rows),np.array(scales)
 
-def dequantize_blockwise(q, c, shape)->np.ndarray: return from_blocks(dequantize_absmax(q, c[:, None]), shape)
+def dequantize_blockwise(
+    q, # Whole numbers, one row for each block
+    c, # One for each row
+    shape # Of what was quantised
+)->np.ndarray:
+    "Each row divided by its own c"
+    return from_blocks(dequantize_absmax(q, c[:, None]), shape)
 
 # %% ../../nbs/facts/formats.ipynb #12b1bf6d
 def quantize_zero_point(
@@ -57,12 +83,20 @@ def quantize_zero_point(
     bits:int=4
 )->tuple: # Whole numbers from 0, the step, and the whole number that stands for 0
     "Even steps from the smallest to the largest value"
-    top,lo,hi = 2**bits-1,min(np.min(x), 0),max(np.max(x), 0)
-    step = np.float32((hi-lo)/top) if hi>lo else np.float32(1)
-    zero = int(np.rint(-lo/step))
-    return np.clip(np.rint(np.asarray(x, np.float32)/step)+zero, 0, top).astype(np.uint8),step,zero
+    top = 2**bits-1
+    low,high = min(np.min(x), 0),max(np.max(x), 0)
+    step = np.float32((high-low)/top) if high>low else np.float32(1)
+    zero = int(np.rint(-low/step))
+    steps = np.rint(np.asarray(x, np.float32)/step)+zero # as x
+    return np.clip(steps, 0, top).astype(np.uint8),step,zero
 
-def dequantize_zero_point(q, step, zero)->np.ndarray: return ((q.astype(np.int32)-zero)*step).astype(np.float32)
+def dequantize_zero_point(
+    q, # Whole numbers from 0
+    step, # Between two of them
+    zero # The one that stands for 0
+)->np.ndarray:
+    "Count the steps from zero"
+    return ((q.astype(np.int32)-zero)*step).astype(np.float32)
 
 # %% ../../nbs/facts/formats.ipynb #fa20a34f
 FORMATS = dict(FP32=(8, 23), FP16=(5, 10), BF16=(8, 7), FP8_E4M3=(4, 3), FP8_E5M2=(5, 2), FP4_E2M1=(2, 1))
@@ -73,24 +107,40 @@ def fields(
     mantissa:int=1 # Width of the mantissa field
 )->tuple: # Sign, exponent and mantissa fields
     "Take the bits of a float apart"
-    return code>>(exponent+mantissa)&1,code>>mantissa&(2**exponent-1),code&(2**mantissa-1)
+    sign = code>>(exponent+mantissa)&1
+    power = code>>mantissa&(2**exponent-1)
+    return sign,power,code&(2**mantissa-1)
 
-def decode_float(code:int, exponent:int=2, mantissa:int=1)->float:
+def decode_float(
+    code:int, # The bits, as a whole number
+    exponent:int=2, # Width of the exponent field
+    mantissa:int=1 # Width of the mantissa field
+)->float:
     "The number that a code stands for"
-    s,e,m = fields(code, exponent, mantissa)
-    bias,f = 2**(exponent-1)-1,m/2**mantissa
-    return (-1)**s*(f*2.**(1-bias) if e==0 else (1+f)*2.**(e-bias))
+    sign,power,rest = fields(code, exponent, mantissa)
+    bias,fraction = 2**(exponent-1)-1,rest/2**mantissa
+    size = fraction*2.**(1-bias) if power==0 else (1+fraction)*2.**(power-bias)
+    return (-1)**sign*size
 
 # %% ../../nbs/facts/formats.ipynb #639cbe74
-def float_bits(x:float, name:str='FP32')->int: # The bits, as a whole number
+def float_bits(
+    x:float,
+    name:str='FP32' # FP32, FP16 or BF16
+)->int: # The bits, as a whole number
     "The code of a number in FP32, FP16 or BF16"
     if name=='FP16': return int(np.float16(x).view(np.uint16))
-    u = int(np.float32(x).view(np.uint32))
-    return u if name=='FP32' else (u+0x7fff+(u>>16&1))>>16
+    bits = int(np.float32(x).view(np.uint32))
+    if name=='FP32': return bits
+    odd = bits>>16&1 # of the upper half: a tie goes to the even one
+    return (bits+0x7fff+odd)>>16
 
-def float_table(exponent:int, mantissa:int)->np.ndarray: # The value of every code
+def float_table(
+    exponent:int, # Width of the exponent field
+    mantissa:int # Width of the mantissa field
+)->np.ndarray: # The value of every code
     "All numbers of a small format, in the order of their codes"
-    return np.array([decode_float(c, exponent, mantissa) for c in range(2**(1+exponent+mantissa))])
+    codes = range(2**(1+exponent+mantissa))
+    return np.array([decode_float(code, exponent, mantissa) for code in codes])
 
 # %% ../../nbs/facts/formats.ipynb #8ac327fe
 FP4 = (float_table(2, 1)/6).astype(np.float32)
@@ -102,16 +152,20 @@ NF4_OFFSET = ((1-1/30)+(1-1/32))/2
 
 def normal_float(offset:float=NF4_OFFSET)->np.ndarray: # 16 levels, ascending
     "The NF4 table from quantiles of the normal distribution"
-    q = NormalDist().inv_cdf
-    above,below = [q(p) for p in np.linspace(offset, .5, 9)[:-1]],[-q(p) for p in np.linspace(offset, .5, 8)[:-1]]
-    return (np.array(sorted([*below, 0, *above]))/max(above)).astype(np.float32)
-
-def equal_mass(n:int=16)->np.ndarray: # n levels, ascending
-    "The centres, by probability, of n equally likely buckets: what NF4 is often said to be"
-    levels = np.array([NormalDist().inv_cdf((i+.5)/n) for i in range(n)])
-    return (levels/levels.max()).astype(np.float32)
+    quantile = NormalDist().inv_cdf
+    above = [quantile(p) for p in np.linspace(offset, .5, 9)[:-1]]
+    below = [-quantile(p) for p in np.linspace(offset, .5, 8)[:-1]]
+    levels = np.array(sorted([*below, 0, *above])) # (16,)
+    return (levels/max(above)).astype(np.float32)
 
 NF4 = normal_float()
+
+# %% ../../nbs/facts/formats.ipynb #f5c7fb6b
+def equal_mass(n:int=16)->np.ndarray: # n levels, ascending
+    "The centres, by probability, of n equally likely buckets"
+    quantile = NormalDist().inv_cdf
+    levels = np.array([quantile((i+.5)/n) for i in range(n)]) # (n,)
+    return (levels/levels.max()).astype(np.float32)
 
 # %% ../../nbs/facts/formats.ipynb #e71b5828
 @dataclass(frozen=True)
@@ -121,16 +175,20 @@ class Quantized:
     absmax: np.ndarray # One scale for each row
     table: np.ndarray # The levels
     shape: tuple # Of what was quantised
-    def dequantize(self)->np.ndarray: return from_blocks(self.table[self.codes]*self.absmax[:, None], self.shape)
+
+    def dequantize(self)->np.ndarray: # In the shape of what was quantised
+        scaled = self.table[self.codes]*self.absmax[:, None] # (blocks, blocksize)
+        return from_blocks(scaled, self.shape)
 
 def nearest_level(
     x, # Numbers between -1 and 1
     table # Levels in any order
 )->np.ndarray: # Indices into the table
     "The index of the nearest level; in the middle, of the lower one"
-    order = np.argsort(table, kind='stable')
+    order = np.argsort(table, kind='stable') # (levels,)
     levels = table[order]
-    return order[np.searchsorted((levels[:-1]+levels[1:])/2, x)].astype(np.uint8)
+    middles = (levels[:-1]+levels[1:])/2 # (levels-1,)
+    return order[np.searchsorted(middles, x)].astype(np.uint8) # as x
 
 # %% ../../nbs/facts/formats.ipynb #c94e51f4
 def quantize(
@@ -139,21 +197,28 @@ def quantize(
     blocksize:int=64 # How many share a scale
 )->Quantized:
     "Block-wise quantisation to a table"
-    blocks = to_blocks(x, blocksize)
-    absmax = np.abs(blocks).max(1)
-    scaled = blocks*(1/np.maximum(absmax, np.float32(1e-38)))[:, None]
+    blocks = to_blocks(x, blocksize) # (blocks, blocksize)
+    absmax = np.abs(blocks).max(1) # (blocks,)
+    inverse = 1/np.maximum(absmax, np.float32(1e-38))
+    scaled = blocks*inverse[:, None] # (blocks, blocksize), from -1 to 1
     return Quantized(nearest_level(scaled, table), absmax, table, np.shape(x))
 
 # %% ../../nbs/facts/formats.ipynb #e8588d72
-def pack(codes)->np.ndarray: # Bytes
+def pack(
+    codes # 4-bit codes of any shape
+)->np.ndarray: # Bytes
     "Two 4-bit codes in each byte, the first in the upper half"
     flat = np.ravel(codes)
-    flat = np.pad(flat, (0, flat.size%2)).astype(np.uint8)
-    return flat[::2]<<4|flat[1::2]
+    even = np.pad(flat, (0, flat.size%2)).astype(np.uint8)
+    return even[::2]<<4|even[1::2]
 
-def unpack(packed, n:int)->np.ndarray: # n codes
+def unpack(
+    packed, # From `pack`
+    n:int # How many codes there were
+)->np.ndarray: # n codes
     "The codes again"
-    return np.stack([packed>>4, packed&15], 1).ravel()[:n]
+    halves = np.stack([packed>>4, packed&15], 1) # (bytes, 2)
+    return halves.ravel()[:n]
 
 # %% ../../nbs/facts/formats.ipynb #d83f83a0
 def dynamic_table()->np.ndarray: # 256 levels, ascending
@@ -161,8 +226,9 @@ def dynamic_table()->np.ndarray: # 256 levels, ascending
     levels = [0., 1.]
     for i in range(7):
         edges = np.linspace(.1, 1, 2**i+1, dtype=np.float32)
-        middle = 10.**(i-6)*((edges[:-1]+edges[1:])/2)
-        levels += [*middle, *-middle]
+        middles = (edges[:-1]+edges[1:])/2 # (2**i,)
+        decade = 10.**(i-6)*middles
+        levels += [*decade, *-decade]
     return np.sort(np.array(levels)).astype(np.float32)
 
 @dataclass(frozen=True)
@@ -170,7 +236,8 @@ class DoubleQuantized:
     "Scales in 8 bits"
     scales: Quantized # Of what is left when the mean is taken off
     offset: np.float32 # The mean
-    def dequantize(self)->np.ndarray: return self.scales.dequantize()+self.offset
+
+    def dequantize(self)->np.ndarray: return self.scales.dequantize()+self.offset # (blocks,)
 
 # %% ../../nbs/facts/formats.ipynb #355fa469
 def double_quantize(
@@ -188,13 +255,25 @@ def scale_bits(
     group:int=256 # Scales that share a second scale
 )->float: # Bits for each weight
     "What the scales add to each weight, when all blocks are full"
-    return 8/blocksize+32/(blocksize*group) if double else 32/blocksize
+    if not double: return 32/blocksize
+    return 8/blocksize+32/(blocksize*group)
 
 # %% ../../nbs/facts/formats.ipynb #50c392a0
-def relative_mse(x, y)->float: # 0 when equal
+def relative_mse(
+    x, # Numbers
+    y # What became of them
+)->float: # 0 when equal
     "Mean squared error as a share of the mean square of `x`"
-    return float(np.mean((np.asarray(x, np.float64)-y)**2)/np.mean(np.asarray(x, np.float64)**2))
+    exact = np.asarray(x, np.float64)
+    return float(np.mean((exact-y)**2)/np.mean(exact**2))
 
-def max_error(x, y)->float: return float(np.max(np.abs(np.asarray(x, np.float64)-y)))
+def max_error(
+    x, # Numbers
+    y # What became of them
+)->float:
+    "The largest difference"
+    return float(np.max(np.abs(np.asarray(x, np.float64)-y)))
 
-def levels_used(codes)->int: return int(np.unique(codes).size)
+def levels_used(codes)->int:
+    "How many different codes occur"
+    return int(np.unique(codes).size)
