@@ -68,7 +68,7 @@ CSS = '''<style>
 .qnb.qnb.qnb li{margin:0;min-width:5em;font-size:12px;color:var(--qnb-dim)}
 .qnb.qnb.qnb li b{display:block;font-size:16px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap;color:var(--qnb-ink)}
 .qnb progress{width:100%;max-width:560px;accent-color:var(--qnb-a)}
-.qnb .bar{display:flex;position:relative;width:var(--qnb-bar,320px);max-width:100%;height:14px;background:var(--qnb-soft)}.qnb .seg{display:block;height:14px;cursor:help}
+.qnb .bar{display:flex;position:relative;margin-top:3px;width:var(--qnb-bar,320px);max-width:100%;height:14px;background:var(--qnb-soft)}.qnb .seg{display:block;height:14px;cursor:help}
 .qnb .seg:focus{outline:2px solid var(--qnb-ink);outline-offset:1px}.qnb .mark{position:absolute;top:-3px;width:2px;height:20px;background:var(--qnb-ink)}
 .qnb .seg:is(:hover,:focus)>.tip{display:block;position:absolute;left:0;top:20px;z-index:9;width:max-content;max-width:44em;padding:.3em .7em;white-space:normal;
  font-weight:400;border:1px solid var(--qnb-line);background:var(--jp-layout-color1,Canvas);color:var(--jp-ui-font-color1,CanvasText)}

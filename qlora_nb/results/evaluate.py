@@ -83,7 +83,9 @@ class Comparison(Shown):
         def cell(text): return tag('td', escape(str(text)).replace('\n', '<br>'), 'text')
         rows = ''.join(tag('tr', ''.join(map(cell, row))) for row in self._grid())
         head = tag('tr', ''.join(tag('th', title, scope='col') for title in ANSWER_HEAD))
-        caption = tag('caption', f'The first {len(self._grid())} of {len(self.prompts)} {self.of}')
+        shown = len(self._grid())
+        which = f'The first {shown} of' if shown<len(self.prompts) else 'All'
+        caption = tag('caption', f'{which} {len(self.prompts)} {self.of}')
         answers = tag('table', caption+tag('thead', head)+tag('tbody', rows))
         if not self.scores: return answers
         return html_table(self._score_rows(), SCORE_HEAD, f'{len(self.prompts)} {self.of}', num=(1, 2, 3))+answers

@@ -34,7 +34,10 @@ class Health(Shown):
     def ok(self): return not any(check.state=='bad' for check in self.findings)
     def rows(self): return [[check.what, MARK[check.state], check.found, check.remedy] for check in self.findings]
     def __str__(self): return text_table(self.rows(), HEAD)
-    def _html(self): return html_table(self.rows(), HEAD)
+    def _html(self):
+        def whole(text): return text.replace(' ', '\xa0') # not broken over two lines
+        rows = [[whole(what), whole(state), found, remedy] for what,state,found,remedy in self.rows()]
+        return html_table(rows, HEAD)
 
 # %% ../../nbs/ui/doctor.ipynb #66f783c8
 TESTED = dict(torch=('2.13', '2.13'), transformers=('5.15', '5.23'), trl=('1.16', '1.16'), peft=('0.20', '0.21'),
@@ -85,7 +88,8 @@ def check_gpu()->list:
         return [Check('GPU', 'fine', f'{device.name}{capability}, CUDA {torch.version.cuda}; {dtype}')]
     remedy = 'enough for small models; in Colab: Runtime, Change runtime type'
     none = Check('GPU', 'note', 'none: training runs on the CPU', remedy)
-    return [none, Check('CPU', 'fine', f'{device.name}, {torch.get_num_threads()} threads; {dtype}')]
+    threads = torch.get_num_threads()
+    return [none, Check('CPU', 'fine', f'{device.name}, {threads} thread{"s"*(threads>1)}; {dtype}')]
 
 # %% ../../nbs/ui/doctor.ipynb #77f68e40
 def _errors_of_4bit(): # → largest error of a product, relative to the largest product, and of a gradient
@@ -117,7 +121,7 @@ def check_4bit()->list:
     except Exception as e:
         reason = str(e).splitlines()[0][:160]
         return [Check('4-bit', 'bad', f'{type(e).__name__}: {reason}', '`%pip install -U bitsandbytes`, then restart the kernel')]
-    found = f'largest error of a product {error:.1e} of the largest product, of a gradient {through:.1e}'
+    found = f'largest error: {error:.1e} of the largest product, {through:.1e} in a gradient'
     if error<1e-2 and through<1e-1: return [Check('4-bit', 'fine', found)]
     remedy = 'this bitsandbytes computes wrongly on this machine: use `quantization: {bits: none}`, or another version'
     return [Check('4-bit', 'bad', found, remedy)]
