@@ -1,4 +1,4 @@
-"A copy on the hub is enough to go on from: against a folder that answers as huggingface_hub does"
+"A copy on the hub is enough to resume from: against a folder that answers as huggingface_hub does"
 import fnmatch, shutil
 from pathlib import Path
 from types import SimpleNamespace as S
@@ -54,7 +54,7 @@ def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('
 
 def mirrored(folder, out, place='hf://mira/runs', **training): return cell(folder, out, **training).replace(f'output_dir: {out}', f"output_dir: {out}, mirror_dir: '{place}'")
 
-def test_another_session_goes_on_from_it(folder, tmp_path, hub):
+def test_another_session_resumes_from_it(folder, tmp_path, hub):
     one = final(train(cell(folder, tmp_path/'whole', save_total_limit=2, save_steps=3), ROWS, name='run'))
     text = mirrored(folder, tmp_path/'session', save_total_limit=2, save_steps=3)
     train(text, ROWS, name='run', on_change=tiny.at_step(7, stop))
