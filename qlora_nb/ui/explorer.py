@@ -96,7 +96,7 @@ class Explorer:
     def _control(self, key):
         import ipywidgets as W
         now,choice = self.config.flat[key],offered(self.config, key)
-        look = dict(description=key, style=dict(description_width='20em'), layout=dict(width='auto'))
+        look = dict(description=key, style=dict(description_width='21.5em'), layout=dict(width='auto'))
         if key in STEPS: control = W.SelectionSlider(options=list(choice.items()), value=now, **look)
         elif key=='model': control = W.Combobox(options=list(choice), value=now, continuous_update=False, **look)
         else: control = W.Dropdown(options=list(choice), value=word(now), **look)
@@ -137,7 +137,7 @@ class Controls:
         from IPython.display import display
         self.explorer = explorer
         self.written = W.HTML()
-        columns = dict(grid_template_columns='repeat(auto-fit, minmax(32em, 1fr))', grid_gap='0 1.5em')
+        columns = dict(grid_template_columns='repeat(auto-fit, minmax(34em, 1fr))', grid_gap='0 1.5em')
         settings = W.GridBox(list(explorer.controls.values()), layout=columns)
         copy = W.Button(description='Copy as config', tooltip='Show the cell that gives this plan')
         close = W.Button(description='Close', tooltip='Take the controls away; the page stays')
