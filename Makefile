@@ -38,7 +38,7 @@ docs: $(DOCS_READY)
 ## test   everything: style, notebooks and modules in step, the demo, the notebooks' own asserts, pytest with browser and Colab lanes
 test: lint sync demo
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --skip-folder-re 'examples|course'
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations=20
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 ## lint   the style check
 lint: $(READY)

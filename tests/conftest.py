@@ -10,6 +10,14 @@ def files(*paths):
     out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '--', *paths], cwd=root, capture_output=True, text=True, check=True)
     return [Path(o) for o in out.stdout.splitlines() if (root/o).is_file()]
 
+# Files that take a minute or more of CPU time, the longest first: begun first, so that two workers end together
+LONG = 'course colab float32 resume kernel examples killtest browser trace guardian demo colab_python'.split()
+
+def pytest_collection_modifyitems(items):
+    "The long files before all others, with `--dist loadfile --no-loadscope-reorder`"
+    order = {f'test_{name}.py': n for n,name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
 @pytest.fixture(autouse=True)
 def interrupt():
     "KeyboardInterrupt, as in a kernel, though a shell that starts pytest in its background has SIGINT ignored, and an earlier test may have changed it"

@@ -13,6 +13,8 @@ def config(bits=4, double=True, kind='nf4'):
     q = S(bits=bits, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double)
     return S(training=S(max_length=64), quantization=q, revision=None, trust_remote_code=False, lora=LORA)
 
+both = pytest.mark.parametrize('compute', ['bfloat16', 'float32']) # Whichever of them this CPU would take
+
 def repacks(): # does this processor take bitsandbytes' repacking path?
     l = bnb.nn.Linear4bit(64, 64, quant_type='nf4')
     return getattr(l, 'support_avx512bf16_for_cpu', False)
@@ -42,8 +44,9 @@ def evaluated(model):
     with torch.no_grad(): model.eval()(input_ids=torch.arange(3, 35)[None], use_cache=False)
     return model
 
-def test_an_evaluation_pass_changes_no_gradient(folder):
-    model = adapted(folder)
+@both
+def test_an_evaluation_pass_changes_no_gradient(folder, compute):
+    model = adapted(folder, compute=compute)
     before,after = gradients(model),gradients(evaluated(model))
     assert all(torch.equal(before[k], after[k]) for k in before)
 
@@ -53,8 +56,9 @@ def test_without_the_guard_an_evaluation_pass_breaks_the_gradients(folder):
     before,after = gradients(model),gradients(evaluated(model))
     assert any(not torch.allclose(before[k], after[k], rtol=.1) for k in before), 'the guard may no longer be needed'
 
-def test_every_adapter_learns_from_the_first_step(folder):
-    model = get_peft_model(load_base(folder, config(), tiny.cpu(), 'bfloat16'), lora_config(LORA))
+@both
+def test_every_adapter_learns_from_the_first_step(folder, compute):
+    model = get_peft_model(load_base(folder, config(), tiny.cpu(), compute), lora_config(LORA))
     upcast_adapters(model)
     grads = {n: g for n,g in gradients(model).items() if 'lora_B' in n}
     assert len(grads)==14 and all(bool(g.any()) and bool(g.isfinite().all()) for g in grads.values())
@@ -98,9 +102,10 @@ def test_the_refused_widths_are_the_wrong_ones():
     assert wrong_share(64)==wrong_share(128)==wrong_share(576)==0
     if repacks(): assert wrong_share(96)>.2, 'the refusal may no longer be needed'
 
+@both
 @pytest.mark.parametrize('bits,kind', [(4, 'nf4'), (4, 'fp4'), (8, 'nf4'), ('none', 'nf4')])
-def test_bits(folder, bits, kind):
-    base = load_base(folder, config(bits, kind=kind), tiny.cpu(), 'bfloat16')
+def test_bits(folder, bits, kind, compute):
+    base = load_base(folder, config(bits, kind=kind), tiny.cpu(), compute)
     layer = base.model.layers[0].self_attn.q_proj
     assert type(layer).__name__=={4: 'Linear4bit', 8: 'Linear8bitLt', 'none': 'Linear'}[bits]
     if bits==4: assert layer.weight.quant_state.quant_type==kind and layer.weight.quant_state.nested

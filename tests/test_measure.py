@@ -4,7 +4,7 @@ import pytest, tiny
 from qlora_nb import parse, plan
 from qlora_nb.planning.fit import CONTEXT, PROCESS
 from qlora_nb.facts.machine import detect
-from qlora_nb.facts.hardware import gpu
+from qlora_nb.facts.hardware import gpu, precision
 from qlora_nb.training.measure import Measured, against, beside, held, meter
 from qlora_nb.planning.bands import seen
 from qlora_nb.store.checkpoints import events
@@ -27,7 +27,7 @@ def test_what_stays_is_what_the_plan_says(quantization):
     from qlora_nb.planning.memory import resident
     config = parse(f'model: demo\ndata: {{train: demo}}\nquantization: {{{quantization}}}')
     with quiet():
-        base = load_base('demo', config, detect(), 'bfloat16')
+        base = load_base('demo', config, detect(), precision(detect()).compute)
         model = get_peft_model(base, lora_config(config.lora, base))
         upcast_adapters(model, 'float32')
     planned,real = {},held(model)

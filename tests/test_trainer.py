@@ -37,7 +37,7 @@ def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
     from qlora_nb.training.loading import guard
     run = train(cell(), NS)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation='eager',
-        **stored_as(run.config.quantization).load_kwargs(torch.bfloat16))
+        **stored_as(run.config.quantization).load_kwargs(getattr(torch, run.precision.compute)))
     again = PeftModel.from_pretrained(guard(base), run.adapter).eval()
     x = torch.arange(3, 40)[None]
     with torch.no_grad(): assert torch.equal(again(input_ids=x).logits, run.model(input_ids=x).logits)
