@@ -1,7 +1,7 @@
 "What several test files need: the project's own files, its wheel, and a browser"
 import os, shutil, signal, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, tiny
 
 root = Path(__file__).parent.parent
 
@@ -30,6 +30,11 @@ def empty(tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     monkeypatch.setenv('QLORA_NB_CACHE', str(tmp_path/'.cache'))
     return tmp_path
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory):
+    "The tiny model of the tests, saved once for a worker; a test that would change it takes a copy"
+    return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
 
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):

@@ -9,9 +9,6 @@ from qlora_nb.store.files import flaw
 from qlora_nb.training.start import current, resume, train
 from test_resume import ROWS, cell
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
-
 # ---- memory
 
 CAPPED = '''

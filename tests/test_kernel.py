@@ -6,9 +6,6 @@ from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
-
 def cells(folder, steps=3):
     rows = f'rows = {tiny.rows()!r}'
     cfg = (f'%%qlora_config\nmodel: {folder}\ndata: {{train: rows, validation: rows}}\n'

@@ -19,9 +19,6 @@ def repacks(): # does this processor take bitsandbytes' repacking path?
     l = bnb.nn.Linear4bit(64, 64, quant_type='nf4')
     return getattr(l, 'support_avx512bf16_for_cpu', False)
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
-
 def adapted(folder, guarded=True, compute='bfloat16'):
     base = load_base(folder, config(), tiny.cpu(), compute)
     if not guarded:

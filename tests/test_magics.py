@@ -19,9 +19,6 @@ def run(ip, code):
     r.raise_error()
     return r.result
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
-
 def cell(folder, out, **training):
     t = dict(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_length=64, max_steps=2)|training
     return f'%%qlora_config\nmodel: {folder}\ndata: {{train: rows, validation: rows}}\ntraining: {t}\noutput: {{output_dir: {out}}}'.replace("'", '')

@@ -1,6 +1,6 @@
 "What a step takes, measured: the same bytes as the plan where both count bytes, and the band of the next plan"
 from types import SimpleNamespace as S
-import pytest, tiny
+import pytest
 from qlora_nb import parse, plan
 from qlora_nb.planning.fit import CONTEXT, PROCESS
 from qlora_nb.facts.machine import detect
@@ -13,9 +13,6 @@ from qlora_nb.training.start import train
 from test_resume import ROWS, cell
 
 CPU = S(kind='cpu')
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('quantization', ['bits: 4', 'bits: 4, bnb_4bit_use_double_quant: false', 'bits: 8', 'bits: none'])

@@ -49,9 +49,6 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', h.snapshot_download)
     return h
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
-
 def mirrored(folder, out, place='hf://mira/runs', **training): return cell(folder, out, **training).replace(f'output_dir: {out}', f"output_dir: {out}, mirror_dir: '{place}'")
 
 def test_another_session_resumes_from_it(folder, tmp_path, hub):

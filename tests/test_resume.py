@@ -1,6 +1,7 @@
 "A run that was ended at any moment goes on as if it had not been: the same adapter, optimizer and losses, bit for bit"
-import hashlib, json, os, re, signal, subprocess, sys, time
+import hashlib, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace as S
 import pytest, tiny
 from conftest import root
 from qlora_nb.errors import QLoRAError
@@ -10,9 +11,6 @@ from qlora_nb.ui.runs import runs
 from qlora_nb.training.start import resume, train
 
 ROWS = dict(rows=tiny.rows(18), held=tiny.rows(5, 100))
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
 
 def cell(folder, out, lora='', extra='', **training):
     t = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, max_length=64, learning_rate=5e-3, num_train_epochs=3,
@@ -90,11 +88,19 @@ def test_answers_on_the_way_leave_no_trace(folder, tmp_path, whole):
 
 # ---- what changed since
 
+@pytest.fixture(scope='module')
+def stopped_once(folder, tmp_path_factory):
+    "The folder of a run of 15 steps that stopped at step 4, and the step"
+    out = tmp_path_factory.mktemp('stopped')
+    run = train(cell(folder, out), ROWS, name='run', on_change=tiny.at_step(4, stop))
+    return run.folder,run.step
+
 @pytest.fixture
-def stopped(folder, tmp_path):
-    "A run of 15 steps that stopped at step 4, with a function for changed cells"
-    run = train(cell(folder, tmp_path), ROWS, name='run', on_change=tiny.at_step(4, stop))
-    return run, lambda **kw: cell(folder, tmp_path, **kw)
+def stopped(stopped_once, folder, tmp_path):
+    "A copy of that run for one test to change, with a function for changed cells"
+    source,step = stopped_once
+    shutil.copytree(source, tmp_path/'run')
+    return S(folder=tmp_path/'run', step=step), lambda **kw: cell(folder, tmp_path, **kw)
 
 def bytes_of(folder): return {p.name: p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.name!='lock'}
 
@@ -239,7 +245,6 @@ def test_killed_in_the_middle(folder, tmp_path, whole):
 # ---- a second place
 
 def test_the_mirror_is_enough_to_go_on(folder, tmp_path, whole):
-    import shutil
     out,drive = tmp_path/'session',tmp_path/'drive'
     text = cell(folder, out).replace(f'output_dir: {out}', f'output_dir: {out}, mirror_dir: {drive}')
     train(text, ROWS, name='run', on_change=tiny.at_step(4, stop))

@@ -5,9 +5,6 @@ from qlora_nb.errors import QLoRAError
 from qlora_nb.training.run import Interrupted
 from qlora_nb.training.start import current, new_run, start, train
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny.model_folder(tmp_path_factory.mktemp('tiny'))
-
 @pytest.fixture
 def cell(folder, tmp_path):
     def make(out=None, data='rows', **training):
