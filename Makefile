@@ -35,7 +35,7 @@ docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict -f docs/mkdocs.yml
 	@echo 'Open _docs/index.html; with search: python -m http.server -d _docs'
 
-## test   everything: style, notebooks and modules in step, the demo, the notebooks' own asserts, pytest with browser and Colab lanes
+## test   everything: style, notebooks and modules in step, the demo, the notebooks' own asserts, pytest with a browser, Colab and float32 lanes
 test: lint sync demo
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --skip-folder-re 'examples|course'
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20

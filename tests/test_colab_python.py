@@ -19,7 +19,7 @@ def said(*command, **env):
 
 def interpreter():
     "The path of a Python of Colab's version: on PATH, or one that pyenv or uv has installed"
-    own = 'import sys; print(sys.executable)'
+    own = 'import ensurepip, sys; print(sys.executable)' # One that can make an environment
     if path := said(f'python{VERSION}', '-c', own): return path
     for version in said('pyenv', 'versions', '--bare').split():
         if version.startswith(VERSION+'.') and (path := said(f'python{VERSION}', '-c', own, PYENV_VERSION=version)): return path
@@ -27,7 +27,7 @@ def interpreter():
 
 @pytest.fixture(scope='module')
 def colab(wheel):
-    if not (python := interpreter()): pytest.skip(f'no Python {VERSION}, which Colab has: neither on PATH nor in pyenv or uv')
+    if not (python := interpreter()): pytest.skip(f'no Python {VERSION} with venv, which Colab has: neither on PATH nor in pyenv or uv')
     env = Env(root/f'.venv-colab-{VERSION}')
     light = [pin for pin in pins.read_text().splitlines() if re.split('==', pin)[0] in LIGHT]
     assert len(light)==len(LIGHT)
@@ -40,20 +40,28 @@ def colab(wheel):
     env.pip('install', '-qq', '--no-deps', '--force-reinstall', wheel)
     return env
 
-CONFIG = '%%qlora_config -o config\nmodel: meta-llama/Llama-2-7b-hf\ndata: {train: demo}\nhardware: {gpu: T4}\ntraining: {max_length: 1024}'
-BROKEN = '%%qlora_config -o broken\nmodel: demo\ndata: {train: demo}\nlora: {rnk: 8}\ntrainig: {}'
-CELLS = dict(
-    versions='import sys, IPython, ipykernel, ipywidgets, traitlets\n'
-        '(sys.version_info[:2], *(m.__version__ for m in (IPython, ipykernel, ipywidgets, traitlets)))',
-    heavy=f'from importlib.util import find_spec\n[name for name in {HEAVY} if find_spec(name)]',
-    load='%load_ext qlora_nb', config=CONFIG, broken=BROKEN, kept="'broken' in globals()",
+CONFIG = """%%qlora_config -o config
+model: meta-llama/Llama-2-7b-hf
+data: {train: demo}
+hardware: {gpu: T4}
+training: {max_length: 1024}"""
+BROKEN = """%%qlora_config -o broken
+model: demo
+data: {train: demo}
+lora: {rnk: 8}
+trainig: {}"""
+VERSIONS = """import sys, IPython, ipykernel, ipywidgets, traitlets
+(sys.version_info[:2], *(m.__version__ for m in (IPython, ipykernel, ipywidgets, traitlets)))"""
+INSTALLED = f"""from importlib.util import find_spec
+[name for name in {HEAVY} if find_spec(name)]"""
+MOVE = """from ipywidgets import Widget
+slider = next(w for w in Widget.widgets.values() if 'Slider' in type(w).__name__)
+slider.index = (slider.index+1)%len(slider.options)"""
+CELLS = dict(versions=VERSIONS, heavy=INSTALLED, load='%load_ext qlora_nb', config=CONFIG, broken=BROKEN, kept="'broken' in globals()",
     plan='%qlora_plan -o budget', figures='(budget.verdict, len(budget.options), budget.tensors_bytes)',
     preset='%qlora_plan Llama-2-13B --gpu "RTX 4090"', wrong='%qlora_plan demo --gpu T5',
-    explore='%qlora_plan --explore',
-    move='from ipywidgets import Widget\nslider = next(w for w in Widget.widgets.values() if "Slider" in type(w).__name__)\n'
-        'slider.index = (slider.index+1)%len(slider.options)',
-    untouched='%qlora_plan --explore',
-    unload='%unload_ext qlora_nb', gone="[m for m in get_ipython().magics_manager.magics['line'] if m.startswith('qlora')]")
+    explore='%qlora_plan --explore', move=MOVE, untouched='%qlora_plan --explore', unload='%unload_ext qlora_nb',
+    gone="[m for m in get_ipython().magics_manager.magics['line'] if m.startswith('qlora')]")
 
 @pytest.fixture(scope='module')
 def shown(colab, tmp_path_factory):
