@@ -5,11 +5,18 @@ from functools import cache
 from typing import Literal
 import pytest, yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
-from qlora_nb.config.schema import CHAT_TEMPLATES, FORMER, FORMER_VALUES, GONE, OPTIMIZERS, SCHEDULES
-from qlora_nb.config.schema import Config, allowed, choices, complete, docs_table, fields, parse, resolve, sections
+from qlora_nb.config.cell import parse
+from qlora_nb.config.complete import complete
+from qlora_nb.config.renamed import FORMER, FORMER_VALUES, GONE
+from qlora_nb.config.resolve import for_device, resolve
+from qlora_nb.config.schema import SCHEDULES, fields, sections
+from qlora_nb.config.value import Config
+from qlora_nb.config.words import allowed, choices, docs_table
+from qlora_nb.data.templates import CHAT_TEMPLATES, TEMPLATES
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import Device
 from qlora_nb.facts.models import find
+from qlora_nb.facts.optimizers import OPTIMIZERS
 from qlora_nb.methods.method import Method, Section
 from qlora_nb.methods.register import METHODS, register
 from pydantic import Field
@@ -92,34 +99,34 @@ def test_a_missing_key_is_told_once():
     assert [p.key for p in refused('model: demo\ndata: tickets.jsonl')]==['data']
 
 @pytest.mark.parametrize('line, message', [
-    ('training: {learning_rate: abc}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not 'abc'."),
-    ('training: {learning_rate: -1}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not '-1'."),
-    ('training: {learning_rate: 0}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not '0'."),
-    ('training: {learning_rate: .nan}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not '.nan'."),
-    ('training: {learning_rate: nan}', "line 3, training.learning_rate: expected a number, above 0 and at most 1, not 'nan'."),
-    ('training: {weight_decay: inf}', "line 3, training.weight_decay: expected a number, at least 0 and at most 1, not 'inf'."),
-    ('lora: {r: 8.5}', "line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not '8.5'."),
-    ('lora: {r: true}', "line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not 'true'."),
-    ('lora: {r: [8]}', 'line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not [8].'),
-    ('lora: {r: {a: b}}', 'line 3, lora.r: expected a whole number, at least 1 and at most 4,096, not a mapping; a text that begins with { needs quotes'),
-    ('lora:\n  r:', 'line 4, lora.r: has no value: expected a whole number, at least 1 and at most 4,096'),
-    ('lora: {r: null}', 'line 3, lora.r: has no value: expected a whole number, at least 1 and at most 4,096'),
-    ('lora: {lora_dropout: 1}', "line 3, lora.lora_dropout: expected a number, at least 0 and below 1, not '1'."),
-    ('lora: {target_modules: q_proj}', "line 3, lora.target_modules: expected all-linear, attention-only or a list of names, not 'q_proj'."),
-    ('lora: {target_modules: all_linear}', "line 3, lora.target_modules: expected all-linear, attention-only or a list of names, not 'all_linear'. Did you mean 'all-linear'?"),
-    ('lora: {target_modules: [[q]]}', 'line 3, lora.target_modules: expected all-linear, attention-only or a list of names, not a list of lists or mappings'),
-    ('lora: {init_lora_weights: eva}', 'line 3, lora.init_lora_weights: eva needs a pass over the data that is not made here: expected true, false, gaussian, olora, pissa or orthogonal'),
-    ('quantization: {bits: 5}', "line 3, quantization.bits: expected 4, 8 or none, not '5'."),
-    ('quantization: {bnb_4bit_quant_type: nf5}', "line 3, quantization.bnb_4bit_quant_type: expected nf4 or fp4, not 'nf5'. Did you mean 'nf4'?"),
-    ('training: {warmup_steps: 1.5}', "line 3, training.warmup_steps: expected a share below 1, or a whole number of steps, not '1.5'."),
-    ('training: {warmup_steps: null}', 'line 3, training.warmup_steps: has no value: expected a share below 1, or a whole number of steps'),
-    ('training: {packing: maybe}', "line 3, training.packing: expected true, false or auto, not 'maybe'."),
-    ('training: {seed: 4294967296}', "line 3, training.seed: expected a whole number, at least 0 and at most 4,294,967,295, not '4294967296'."),
-    ('tracking: {report_to: [wandb, wandv]}', 'line 3, tracking.report_to: expected none, tensorboard, wandb, mlflow, trackio or a list of names, not [wandb, wandv].'),
-    ('lora:', 'line 3, lora: this section is empty: indent its keys under it, or delete the line'),
-    ('lora: 16', 'line 3, lora: a section holds keys, as in lora: {r: …}, or each on a line, indented, no dash'),
-    ('lora:\n- r: 16', 'line 3, lora: a section holds keys, as in lora: {r: …}, or each on a line, indented, no dash'),
-    ('lora: {lora: {r: 1}}', 'line 3, lora.lora: lora is a section of its own: it begins at the left margin'),
+    ('training: {learning_rate: abc}', "line 3, training.learning_rate: must be a number above 0 and at most 1, got 'abc'."),
+    ('training: {learning_rate: -1}', "line 3, training.learning_rate: must be a number above 0 and at most 1, got '-1'."),
+    ('training: {learning_rate: 0}', "line 3, training.learning_rate: must be a number above 0 and at most 1, got '0'."),
+    ('training: {learning_rate: .nan}', "line 3, training.learning_rate: must be a number above 0 and at most 1, got '.nan'."),
+    ('training: {learning_rate: nan}', "line 3, training.learning_rate: must be a number above 0 and at most 1, got 'nan'."),
+    ('training: {weight_decay: inf}', "line 3, training.weight_decay: must be a number from 0 to 1, got 'inf'."),
+    ('lora: {r: 8.5}', "line 3, lora.r: must be an integer from 1 to 4096, got '8.5'."),
+    ('lora: {r: true}', "line 3, lora.r: must be an integer from 1 to 4096, got 'true'."),
+    ('lora: {r: [8]}', 'line 3, lora.r: must be an integer from 1 to 4096, got [8].'),
+    ('lora: {r: {a: b}}', 'line 3, lora.r: must be an integer from 1 to 4096, got a mapping: a text that begins with { needs quotes'),
+    ('lora:\n  r:', 'line 4, lora.r: must be an integer from 1 to 4096, got nothing.'),
+    ('lora: {r: null}', 'line 3, lora.r: must be an integer from 1 to 4096, got nothing.'),
+    ('lora: {lora_dropout: 1}', "line 3, lora.lora_dropout: must be a number of at least 0 and below 1, got '1'."),
+    ('lora: {target_modules: q_proj}', "line 3, lora.target_modules: must be all-linear, attention-only or a list of names, got 'q_proj'."),
+    ('lora: {target_modules: all_linear}', "line 3, lora.target_modules: must be all-linear, attention-only or a list of names, got 'all_linear'. Did you mean 'all-linear'?"),
+    ('lora: {target_modules: [[q]]}', 'line 3, lora.target_modules: must be all-linear, attention-only or a list of names, got a list of lists or mappings'),
+    ('lora: {init_lora_weights: eva}', 'line 3, lora.init_lora_weights: must be true, false, gaussian, olora, pissa or orthogonal: eva needs a pass over the data that is not made here'),
+    ('quantization: {bits: 5}', "line 3, quantization.bits: must be 4, 8 or none, got '5'."),
+    ('quantization: {bnb_4bit_quant_type: nf5}', "line 3, quantization.bnb_4bit_quant_type: must be nf4 or fp4, got 'nf5'. Did you mean 'nf4'?"),
+    ('training: {warmup_steps: 1.5}', "line 3, training.warmup_steps: must be a share below 1 or a number of steps, got '1.5'."),
+    ('training: {warmup_steps: null}', 'line 3, training.warmup_steps: must be a share below 1 or a number of steps, got nothing.'),
+    ('training: {packing: maybe}', "line 3, training.packing: must be true, false or auto, got 'maybe'."),
+    ('training: {seed: 4294967296}', "line 3, training.seed: must be an integer from 0 to 4,294,967,295, got '4294967296'."),
+    ('tracking: {report_to: [wandb, wandv]}', 'line 3, tracking.report_to: must be none, tensorboard, wandb, mlflow, trackio or a list of names, got [wandb, wandv].'),
+    ('lora:', 'line 3, lora: this section is empty: indent its keys below it, or delete the line'),
+    ('lora: 16', 'line 3, lora: a section holds keys: write lora: {r: …}, or one indented key per line without a dash'),
+    ('lora:\n- r: 16', 'line 3, lora: a section holds keys: write lora: {r: …}, or one indented key per line without a dash'),
+    ('lora: {lora: {r: 1}}', 'line 3, lora.lora: lora is a section of its own: write it at the left margin'),
     ('model: demo', 'line 3, model: given twice, on lines 1 and 3: keep one'),
     ('lora: {r: 8}\nlora: {r: 16}', 'line 4, lora: given twice, on lines 3 and 4: keep one'),
     ('lora:\n  r: 8\n  r: 16', 'line 5, lora.r: given twice, on lines 4 and 5: keep one'),
@@ -155,16 +162,19 @@ def test_all_problems_at_once_in_the_order_of_lines():
     ('quantization: {compute_dtype: bf16}', 'quantization.bnb_4bit_compute_dtype', 'bfloat16')])
 def test_former_names_are_carried_over_with_a_note(line, key, value):
     c = parse(BASE+line)
-    assert c.flat[key]==value and any(key in n and n.startswith('line 3: ') and n.endswith(' today') for n in c.notes)
+    assert c.flat[key]==value and any(key in n and n.startswith('line 3: ') and ' is now ' in n for n in c.notes)
+
+def test_the_method_of_other_tools():
+    for line in ('peft_type: LORA', 'method: qlora', 'finetuning_type: lora'): assert parse(BASE+line).method=='lora' and len(parse(BASE+line).notes)==1
 
 def test_notes_name_both_names():
-    assert parse(BASE+'training: {lr: 1e-3}').notes==['line 3: training.lr is called training.learning_rate today']
-    assert parse(BASE+'quantization: {bnb_4bit_compute_dtype: torch.bfloat16}').notes==['line 3: quantization.bnb_4bit_compute_dtype: torch.bfloat16 is written bfloat16 today']
+    assert parse(BASE+'training: {lr: 1e-3}').notes==['line 3: training.lr is now called training.learning_rate']
+    assert parse(BASE+'quantization: {bnb_4bit_compute_dtype: torch.bfloat16}').notes==['line 3: quantization.bnb_4bit_compute_dtype: torch.bfloat16 is now written bfloat16']
 
 @pytest.mark.parametrize('line, words', [
     ('training: {logging_dir: x}', 'output.output_dir'), ('training: {overwrite_output_dir: true}', 'folder of its own'), ('training: {no_cuda: true}', 'the machine decides'),
     ('tokenizer: x', 'comes with the model'), ('training: {dataset_text_field: text}', 'data.prompt'), ('training: {group_by_length: true}', 'training.train_sampling_strategy'),
-    ('training: {bf16: true}', 'bnb_4bit_compute_dtype'), ('training: {warmup_ratio: 5}', "not 'a ratio of 5'")])
+    ('training: {bf16: true}', 'bnb_4bit_compute_dtype'), ('training: {warmup_ratio: 5}', "got 'a ratio of 5'")])
 def test_what_is_gone_says_what_replaced_it(line, words):
     problem, = refused(BASE+line)
     assert words in str(problem) and problem.line==3
@@ -205,7 +215,7 @@ def test_the_cell_outranks_config_and_says_so():
     c = parse(BASE+'training: {max_steps: 5}', defaults={'training.num_train_epochs': 1, 'lora.r': 8, 'training.packing': True, 'lora.target_modules': ['q_proj']})
     assert c.training.max_steps==5 and c.training.num_train_epochs==3 and c.sources['training.num_train_epochs']=='default' and c.training.packing is True
     assert c.lora.r==8 and c.sources['lora.r']=='%config' and c.lora.target_modules==('q_proj',)
-    assert c.notes==['training.num_train_epochs from %config is set aside for training.max_steps']
+    assert c.notes==['training.num_train_epochs from %config is overridden by training.max_steps']
     assert parse(BASE+'lora: {r: 4}', defaults={'lora.r': 8}).lora.r==4
     assert parse(BASE, defaults={'training.eval_strategy': 'steps'}).training.eval_strategy=='no'
     assert told(BASE, defaults={'lora.rr': 8, 'lora.r': 'x'})==[(None, 'lora.rr', 'r'), (None, 'lora.r', None)]
@@ -245,7 +255,7 @@ def test_changed_copies():
     c = parse(BASE+'training: {num_train_epochs: 1}\nlora: {rank: 8}')
     d = c.with_(**{'training.max_steps': 5, 'lora.target_modules': ('q_proj',), 'training.packing': False})
     assert (d.training.max_steps, d.lora.target_modules, d.training.packing, d.lora.r)==(5, ('q_proj',), False, 8) and d.sources['training.max_steps']=='derived'
-    assert c.training.max_steps is None and d.notes==[*c.notes, 'training.num_train_epochs from cell is set aside for training.max_steps']
+    assert c.training.max_steps is None and d.notes==[*c.notes, 'training.num_train_epochs from cell is overridden by training.max_steps']
     assert d.with_(**{'lora.r': None}).lora.r==16
     assert c.with_(**{'data.validation_size': 0.5}).training.eval_strategy=='epoch'
     for bad in ({'lora.rr': 1}, {'lora.r': 0}, {'rr': 1}, {'quantization.bits': 8, 'quantization.bnb_4bit_quant_type': 'fp4'}, {'model': None}):
@@ -259,7 +269,7 @@ def test_shown():
     c = parse(HOUSE.replace('lora_alpha', 'alpha').replace('tickets', '<b>'))
     html,text = c._repr_html_(),str(c)
     assert '<b>' not in html and '&lt;b&gt;.jsonl' in html and html.index('training.max_length')<html.index('<details>')<html.index('training.optim')
-    assert 'class="note"' in html and 'note: line 5: lora.alpha is called lora.lora_alpha today' in text and re.search(r'lora.r +16 +cell +5', text)
+    assert 'class="note"' in html and 'note: line 5: lora.alpha is now called lora.lora_alpha' in text and re.search(r'lora.r +16 +cell +5', text)
     assert c._repr_mimebundle_()['text/plain']==text
 
 # ---- one declaration for help, table, completion
@@ -284,7 +294,7 @@ def test_names_are_those_of_the_libraries():
     assert set(keys('lora'))<=names(LoraConfig) and set(keys('training'))-names(SFTConfig)=={'save_minutes', 'preflight', 'on_oom', 'early_stopping_patience'}
     assert set(keys('quantization'))-set(inspect.signature(BitsAndBytesConfig.__init__).parameters)=={'bits'}
     assert set(OPTIMIZERS)<={o.value for o in OptimizerNames} and set(SCHEDULES)<={s.value for s in SchedulerType}
-    assert not [o for o,why in GONE.items() if why.startswith('gone from transformers') and o in names(SFTConfig)] and {'output_dir', 'report_to'}<=names(SFTConfig)
+    assert not [o for o,why in GONE.items() if why.startswith('removed from transformers') and o in names(SFTConfig)] and {'output_dir', 'report_to'}<=names(SFTConfig)
 
 @pytest.mark.parametrize('before, words', [
     ('', ['model', 'revision', 'trust_remote_code', 'method', *sections()]), ('tr', ['trust_remote_code', 'training', 'tracking']), ('lora: {r: 8, lo', ['lora_alpha', 'lora_dropout']), ('lora:\n  use_', ['use_rslora', 'use_dora']),
@@ -345,17 +355,17 @@ def test_a_section_belongs_to_its_method(norms):
     assert [str(p) for p in refused(USED+'lora:\n  r: 8\n  lora_alpha: 8')]==['line 5, lora: belongs to method lora, and this run uses norms']
     assert told(BASE+'norms: {which: last, scale: 2}')==[(3, 'norms', None)]
     c = parse(USED, defaults={'lora.r': 8, 'norms.scale': 2})
-    assert c.notes==['lora.r from %config is set aside: it belongs to method lora, and this run uses norms'] and c.norms.scale==2
-    assert parse(BASE+'lora: {r: 8}').with_(method='norms').notes==['lora.r from cell is set aside: it belongs to method lora, and this run uses norms']
+    assert c.notes==['lora.r from %config is ignored: it belongs to method lora, and this run uses norms'] and c.norms.scale==2
+    assert parse(BASE+'lora: {r: 8}').with_(method='norms').notes==['lora.r from cell is ignored: it belongs to method lora, and this run uses norms']
 
 def test_a_method_says_on_which_bases_it_is_trained(norms):
     c = parse(USED)
     assert c.quantization.bits==8 and c.sources['quantization.bits']=='derived' and 'bits' not in c.to_yaml() and parse(USED+'quantization: {bits: none}').quantization.bits=='none'
-    assert [str(p) for p in refused(USED+'quantization: {bits: 4}')]==["line 4, quantization.bits: expected 8 or none with method norms, not '4'"]
+    assert [str(p) for p in refused(USED+'quantization: {bits: 4}')]==["line 4, quantization.bits: must be 8 or none with method norms, got 4"]
     assert [p.key for p in refused(USED+'quantization: {bnb_4bit_quant_type: nf4}')]==['quantization.bnb_4bit_quant_type']
 
 def test_a_method_that_is_only_planned_is_refused():
-    assert [str(p) for p in refused(BASE+'method: full')]==['line 3, method: full is planned for comparison, not trained yet: expected lora']
+    assert [str(p) for p in refused(BASE+'method: full')]==['line 3, method: must be lora: full is planned for comparison, but not trained yet']
     assert [str(p) for p in refused(BASE+'full: {r: 8}')]==['line 3, full: the method full has no settings']
 
 # A key that came later leaves the fingerprints of existing runs as they were, where it has its default
@@ -377,12 +387,12 @@ def test_where_rows_come_from(tmp_path, monkeypatch):
     assert kind('rows')==kind('folder')=={'data.train': 'variable'} and kind('timdettmers/openassistant-guanaco')==kind('squad')=={'data.train': 'hub'}
     assert kind('valid.csv', 'validation')=={'data.train': 'demo', 'data.validation': 'file'}
     for name,words,meant in [('both', 'both a file and a variable', None), ('tickets.jsnl', 'no such file: tickets.jsnl.', 'tickets.jsonl'), ('./ticket.jsonl', 'no such file', './tickets.jsonl'), ('tickets.json', 'no such file', 'tickets.jsonl'),
-        ('no/such/dir/a.csv', 'no such folder: no/such/dir', None), ('./folder', 'is an empty folder', None), ('"*.cvs"', 'no file fits', None), ('text', 'no rows but a str', None), ('os', 'no rows but a module', None), ('"a b"', 'no file, no variable', None)]:
+        ('no/such/dir/a.csv', 'no such folder: no/such/dir', None), ('./folder', 'is an empty folder', None), ('"*.cvs"', 'no file matches', None), ('text', 'got a value of type str', None), ('os', 'must be a DataFrame', None), ('"a b"', 'not a file, a variable or a Hub id', None)]:
         with pytest.raises(QLoRAError) as e: kind(name)
         p, = e.value.errors
         assert words in p.message and p.key=='data.train' and p.line==2 and (meant is None or p.suggestion==meant)
     with pytest.raises(QLoRAError, match='data.validation: no such file'): kind('valid2.csv', 'validation')
-    assert resolve(parse('model: demo\ndata: {train: row}'), space).notes==['data.train: row is neither a file nor a variable, so it is looked for on the hub; there is a variable rows']
+    assert resolve(parse('model: demo\ndata: {train: row}'), space).notes==['data.train: row is neither a file nor a variable, so it is looked for on the Hub. There is a variable rows.']
 
 def test_a_model_folder_must_exist(tmp_path):
     (tmp_path/'llama-7b').mkdir()
@@ -392,7 +402,7 @@ def test_a_model_folder_must_exist(tmp_path):
 
 def test_what_the_architecture_says():
     c = resolve(parse(BASE+'training: {max_length: 8192}\nlora: {target_modules: [q_proj]}'), architecture=LLAMA)
-    assert c.training.max_length==4096 and c.sources['training.max_length']=='derived' and c.notes==['training.max_length: 8,192 is beyond the 4,096 positions of Llama-2-7B: 4,096 is used']
+    assert c.training.max_length==4096 and c.sources['training.max_length']=='derived' and c.notes==['training.max_length: 8,192 is beyond the 4,096 positions of Llama-2-7B, so 4,096 is used']
     assert resolve(parse(BASE), architecture=LLAMA)==parse(BASE) and resolve(parse(BASE), architecture=replace(LLAMA, max_position_embeddings=None))==parse(BASE)
     with pytest.raises(QLoRAError) as e: resolve(parse(BASE+'lora: {target_modules: [q_proj, gat_proj]}'), architecture=LLAMA)
     p, = e.value.errors
@@ -408,10 +418,12 @@ def test_what_the_machine_says():
     assert resolve(parse(BASE+'training: {optim: paged_lion_8bit, gradient_checkpointing: true}'), device=CPU).training.optim=='lion_8bit'
     asked = BASE+'quantization: {bnb_4bit_compute_dtype: bfloat16}'
     assert [len(resolve(parse(asked), device=d).notes) for d in (T4, A100)]==[1, 0] and resolve(parse(asked), device=T4).quantization.bnb_4bit_compute_dtype=='bfloat16'
+    for name in OPTIMIZERS: assert not OPTIMIZERS[resolve(parse(BASE+f'training: {{optim: {name}}}'), device=CPU).training.optim].paged
     assert resolve(cpu, device=CPU)==cpu and resolve(cpu, device=CPU).notes==cpu.notes
 
 def test_sections_can_be_made_in_python():
-    from qlora_nb.config.schema import Data, Lora, Settings, Training
+    from qlora_nb.config.schema import Data, Settings, Training
+    from qlora_nb.methods.lora import Lora
     s = Settings(model='demo', data=Data(train='demo', validation_size=20), lora=Lora(target_modules=['q_proj']), training=Training(warmup_steps=0.1))
     assert (s.data.validation_size, s.lora.target_modules, s.training.warmup_steps)==(20, ('q_proj',), 0.1)
     for bad in (dict(rank=8), dict(r=0), dict(lora_dropout=float('nan'))):
@@ -422,15 +434,15 @@ def test_a_gpu_of_the_catalogue():
     with pytest.raises(QLoRAError, match='line 3, hardware.gpu: no GPU'): resolve(parse(BASE+'hardware: {gpu: T44}'))
 
 def test_other_rooms_know_every_choice():
-    from qlora_nb.data.templates import TEMPLATES
     from qlora_nb.planning.optimizers import OPTIMIZER_STATE
-    assert set(CHAT_TEMPLATES)=={'auto', 'tokenizer', *TEMPLATES} and set(OPTIMIZER_STATE)==set(OPTIMIZERS)
+    assert choices('data.chat_template')==['auto', 'tokenizer', *TEMPLATES] and choices('training.optim')==list(OPTIMIZERS)
+    assert OPTIMIZER_STATE=={o.name: (o.copies, o.kind) for o in OPTIMIZERS.values()}
 
 # ---- imports
 
 def test_import_is_light():
     heavy = "('torch', 'transformers', 'numpy', 'peft', 'bitsandbytes', 'datasets', 'trl', 'IPython')"
-    subprocess.run([sys.executable, '-c', f'import qlora_nb.config.schema, sys; bad=[m for m in {heavy} if m in sys.modules]; assert not bad, bad'], check=True)
+    subprocess.run([sys.executable, '-c', f'import qlora_nb.config.resolve, qlora_nb.config.complete, sys; bad=[m for m in {heavy} if m in sys.modules]; assert not bad, bad'], check=True)
 
 # ---- fuzz: only QLoRAError ever escapes
 
@@ -552,8 +564,9 @@ def valid(key):
     if key=='tracking.sample_prompts': return st.lists(st.sampled_from(['who is it', 'true', '4', 'null']), min_size=1, max_size=3)
     if key in ('tracking.report_to', 'data.learn'): return st.one_of(st.sampled_from(choices(key)), st.lists(st.sampled_from(choices(key)[1:]), min_size=1, max_size=2))
     if choices(key): return st.sampled_from([{'true': True, 'false': False}.get(c, c) for c in choices(key)])
-    low,high = [next((float(n.replace(',', '')) for w,n in re.findall(r'(at least|above|at most|below) ([\d,.]+)', allowed(key)) if w in ws), d) for ws,d in ((('at least', 'above'), 0), (('at most', 'below'), 1))]
-    if allowed(key).startswith('a whole'): return st.integers(int(low), int(high))
+    limits = re.search(r'from ([\d,.]+) to ([\d,.]+)', allowed(key)) or re.search(r'(?:above|at least) ([\d,.]+) and (?:at most|below) ([\d,.]+)', allowed(key))
+    low,high = [float(n.replace(',', '')) for n in limits.groups()] if limits else (0, 1)
+    if allowed(key).startswith('an integer'): return st.integers(int(low), int(high))
     if 'share' in allowed(key): return st.one_of(st.integers(1, 10**6), st.floats(0, 1, exclude_min=True, exclude_max=True))
     return st.floats(low, high, exclude_min=True, exclude_max=True)
 

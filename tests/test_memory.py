@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from test_models import meta_model
 
-from qlora_nb.config.schema import OPTIMIZERS
+from qlora_nb.facts.optimizers import OPTIMIZERS
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.memory import ON_TOP, budget, rules_of_thumb, stored_terms
 from qlora_nb.planning.optimizers import OPTIMIZER_STATE, optimizer_terms

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from qlora_nb.planning import planner, page as planpage
-from qlora_nb.config.schema import parse
+from qlora_nb.config.cell import parse
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import Device, gpu, gpus
 from qlora_nb.planning.fit import peak
@@ -47,7 +47,7 @@ def test_every_key_that_costs_memory_counts(lines, kw):
 
 
 def test_the_job_is_what_the_trainer_would_run():
-    from qlora_nb.config.schema import resolve
+    from qlora_nb.config.resolve import resolve
     for device in (gpu('T4'), gpu('L4'), Device('cpu', 'x', 16*GiB), Device('cpu', 'y', 16*GiB, bf16=True), gpu('Apple M1 16GB')):
         c = parse('model: demo\ndata: {train: demo}\n')
         j,r = job_for(c, find('demo'), device),resolve(c, {}, find('demo'), device)

@@ -101,7 +101,7 @@ def test_a_full_disk_loses_nothing(cell, small_disk, tmp_path):
     assert (run.save(tmp_path/'elsewhere')/'adapter_model.safetensors').is_file()
 
 @pytest.mark.parametrize('rows,said', [([], 'has no rows'), ([dict(a='x', b='y')], 'the columns a, b have no known form'),
-    ([dict(prompt='x', completion='')], 'no row of bad is left'), (3, "the variable 'bad' holds no rows but a int")])
+    ([dict(prompt='x', completion='')], 'no row of bad is left'), (3, 'bad must be a DataFrame')])
 def test_bad_rows_are_one_line(cell, rows, said):
     with pytest.raises(QLoRAError, match=said) as e: train(cell(data='bad'), dict(rows=tiny.rows(), bad=rows))
     assert len(str(e.value).splitlines())==1 and current().status=='failed' and said in (current().folder/'report.md').read_text()

@@ -6,11 +6,12 @@
 __all__ = ['BATCH', 'file_parts', 'folder_parts', 'table_parts', 'hub_parts', 'choose', 'parts']
 
 # %% ../../nbs/data/sources.ipynb #7dc63092
-import glob, json, os, sys
+import json, sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from ..errors import QLoRAError, nearest
+from .names import TABLES, meaning
 from .reading import SUFFIXES, TEXT_READERS, Part
 from .reading import as_row, column_rows, file_error, json_parts, kind, read_jsonl, split_named
 from ..store.hub import explain
@@ -161,8 +162,7 @@ def table_parts(name:str, value)->list[Part]: # As it is called in the notebook;
         rows = _columns(name, value)
         if rows is not None: return [Part(name, partial(iter, rows), unit='row')]
     elif _reader(value): return [_table_part(name, value)]
-    allowed = 'a DataFrame, a list of dicts, a dict of columns or of splits, or a Dataset'
-    raise QLoRAError(f'{name} must be {allowed}, got a value of type {type(value).__name__}', value=name)
+    raise QLoRAError(f'{name} must be {TABLES}, got a value of type {type(value).__name__}', value=name)
 
 # %% ../../nbs/data/sources.ipynb #339a400f
 def hub_parts(name:str, config:str|None=None, revision:str|None=None)->list[Part]: # Id; `data.name`; `data.revision`
@@ -190,21 +190,20 @@ def choose(
     return [o for o in found if o.split==pick]
 
 # %% ../../nbs/data/sources.ipynb #18c6a8d1
+def _demo_parts():
+    from qlora_nb.facts.demo import data_path
+    splits = dict(train='train', heldout='validation')
+    return [Part(f'demo {file}', partial(read_jsonl, Path(data_path(file))), split) for file,split in splits.items()]
+
 def parts(
     source:str, # Name
     namespace:dict|None=None, # The notebook's variables
     name:str|None=None, revision:str|None=None # Configuration and revision of a hub set
 )->list[Part]: # At least one
     "What a name stands for"
-    p = Path(source).expanduser()
-    if source=='demo':
-        from qlora_nb.facts.demo import data_path
-        return [Part(f'demo {s}', lambda f=data_path(s): read_jsonl(Path(f)), split) for s,split in (('train', 'train'), ('heldout', 'validation'))]
-    if p.is_file(): return file_parts(p)
-    if source in (namespace or {}): return table_parts(source, namespace[source])
-    if p.is_dir(): return folder_parts(p)
-    if glob.has_magic(source): return _many([Path(o) for o in sorted(glob.glob(str(p), recursive=True))], source)
-    if kind(p) in SUFFIXES or source.startswith(('.', '/', '~')):
-        near = nearest(p.name, os.listdir(p.parent)) if p.parent.is_dir() else None
-        raise QLoRAError(f'no such file: {source}.', value=source, suggestion=near)
-    return hub_parts(source, name, revision)
+    meant = meaning(source, namespace)
+    if meant.kind=='demo': return _demo_parts()
+    if meant.kind=='file': return file_parts(*meant.paths)
+    if meant.kind=='files': return _many(meant.paths, source)
+    if meant.kind=='folder': return folder_parts(*meant.paths)
+    return table_parts(source, namespace[source]) if meant.kind=='variable' else hub_parts(source, name, revision)

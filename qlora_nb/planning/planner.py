@@ -38,7 +38,7 @@ def job_for(
     learned:float=1. # Share of the tokens that is learned
 )->Job:
     "What one step of a config computes on a card"
-    from qlora_nb.config.schema import for_device
+    from qlora_nb.config.resolve import for_device
     q,t,cpu = config.quantization,config.training,device.kind in ('cpu', 'mps')
     asked,chosen = find_method(config.method),find_method(method or find_method(config.method))
     now = for_device(config, device)[0]
@@ -197,7 +197,8 @@ def _dict(p):
 RECENT = Device('cuda', 'a GPU with native bfloat16', capability=(8, 0), bf16=True)
 
 def _config(what):
-    from qlora_nb.config.schema import Settings, parse
+    from qlora_nb.config.schema import Settings
+    from qlora_nb.config.cell import parse
     if isinstance(what, str) and ('\n' in what or ': ' in what): return parse(what)
     if isinstance(what, (str, Architecture)): return Settings(model=getattr(what, 'name', what), data=dict(train='demo'))
     return what
@@ -218,7 +219,8 @@ def _device(config, device, name):
 # %% ../../nbs/planning/planner.ipynb #f60ca4bb
 def _fits_config(config, arch):
     "Notes on what the config asks of the model; raises where it cannot be"
-    from qlora_nb.config.schema import Config, for_model
+    from qlora_nb.config.value import Config
+    from qlora_nb.config.resolve import for_model
     return for_model(config, arch)[1] if isinstance(config, Config) else []
 
 # %% ../../nbs/planning/planner.ipynb #1b950d0d
@@ -274,7 +276,7 @@ def _jobs(config, arch, device, longest, learned):
     return [asked, *(job_for(config, arch, device, method, stored, longest, learned) for method,stored in more)]
 
 def _for_run(config, device):
-    from qlora_nb.config.schema import for_device
+    from qlora_nb.config.resolve import for_device
     return for_device(config, device)[1]
 
 def _own_band(config, machine, job):

@@ -9,7 +9,7 @@ __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows'
 # %% ../../nbs/training/setup.ipynb #fbe51be7
 import importlib.util, json, math, os, sys, time
 from contextlib import nullcontext
-from ..config.schema import resolve
+from ..config.resolve import resolve
 from ..data.gate import prepare
 from ..data.sources import table_parts
 from ..errors import QLoRAError

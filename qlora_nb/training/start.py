@@ -10,7 +10,7 @@ __all__ = ['work', 'unexpected', 'keep_model', 'end', 'leave', 'current', 'new_f
 import contextvars, math, os, signal, time
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from ..config.schema import parse
+from ..config.cell import parse
 from ..errors import QLoRAError
 from ..quiet import quiet
 from ..render import page

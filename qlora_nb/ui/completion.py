@@ -32,7 +32,7 @@ def in_config(
     left:str # Its line, up to the cursor
 )->list:
     "What fits at the cursor in the body of a config cell"
-    from qlora_nb.config.schema import complete
+    from qlora_nb.config.complete import complete
     above = '\n'.join([*lines[1:row], left])
     return complete(above, '\n'.join(lines[1:]))
 

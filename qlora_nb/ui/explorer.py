@@ -10,7 +10,7 @@ __all__ = ['FOUR_BIT', 'STEPS', 'SETTINGS', 'COPY', 'NEEDS_KERNEL', 'powers', 'w
 from dataclasses import replace
 from html import escape
 
-from ..config.schema import choices
+from ..config.words import choices
 from ..errors import QLoRAError
 from ..facts.hardware import gpus, same_gpu
 from ..facts.models import presets

@@ -88,7 +88,8 @@ class ConfigMagics(Notebook):
     @takes(assigned('the config'))
     def qlora_config(self, args, cell):
         "Check a config written in YAML and keep it for the other magics"
-        from qlora_nb.config.schema import parse, resolve
+        from qlora_nb.config.cell import parse
+        from qlora_nb.config.resolve import resolve
         config = parse(f'%%qlora_config\n{cell}', defaults=self.settings())
         self.config_cell = resolve(config, self.shell.user_ns, _architecture(config.model))
         _show_rows(self.config_cell, self.shell.user_ns)
