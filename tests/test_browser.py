@@ -146,7 +146,7 @@ def test_stop_button(lab, prepared):
     stopped(lab, 4, 'keys')
     assert [o['why'] for r in ('mouse', 'keys') for o in events(lab, r) if o['event']=='stop']==['button', 'button']
     for i in (5, 6): lab.run(i)
-    expect(lab.output(5)).to_contain_text('underlined tokens are learned')
+    expect(lab.output(5)).to_contain_text('underlined tokens are in the loss')
     expect(lab.output(6)).to_contain_text('fine-tuned model')
     legible(lab)
 

@@ -12,7 +12,7 @@ def test_the_report_by_keyboard(lab, prepared):
     for i in range(5): lab.run(i)
     expect(lab.output(3).first).to_contain_text('rows: prompt_completion, instruction')
     report,stepper = lab.output(4).locator('.qnb').first,lab.cell(4).locator('.widget-vbox')
-    for words in ('underlined tokens are learned', 'cut at max_length 64', 'rows, row 17', 'without an answer to learn', 'suggested max_length', 'of like length'): expect(report).to_contain_text(words)
+    for words in ('underlined tokens are in the loss', 'cut at max_length 64', 'rows, row 17', 'without an answer to train on', 'suggested max_length', 'grouped by length'): expect(report).to_contain_text(words)
     expect(report.locator('svg').first).to_be_visible()
     assert report.locator('u').first.inner_text().strip()=='the cat </s>'
     fold = report.locator('details').nth(1)

@@ -2,7 +2,7 @@
 import json, re
 import pytest, tiny
 from qlora_nb import parse
-from qlora_nb.data import batching
+from qlora_nb.data import batching, encoding
 from qlora_nb.data.gate import encode_rows, prepare
 from qlora_nb.errors import QLoRAError
 from qlora_nb.data.messages import Asked
@@ -111,7 +111,7 @@ def test_an_answer_without_end_of_sequence_gets_one_and_that_is_said():
     tok = tiny.tokenizer("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
     assert learned(tok, encode(tok, choose_template(tok), ONE))=='Yo|</s>'
     d = prepare(config(), tok, dict(rows=tiny.rows(3)))
-    assert d.train.findings['added'].rows==3 and 'without an end-of-sequence token in the template: it is added' in d.notes[0]
+    assert d.train.findings['added'].rows==3 and 'whose template has no end-of-sequence token: it is added' in d.notes[0]
 
 def test_plain_text_is_learned_whole():
     tok = tiny.tokenizer()
@@ -172,7 +172,7 @@ def test_split_rows_lose_no_learned_token():
     assert all_learned(whole)==all_learned(cut) and cut.train.ended==1 and len(cut.train)==3
 
 def test_too_long_may_be_refused():
-    with pytest.raises(QLoRAError, match='rows, row 4 has 82 tokens, max_length is 60 and on_overlength is raise'): ready(config(60, 'raise'))
+    with pytest.raises(QLoRAError, match=r'rows, row 4 has 82 tokens, more than max_length 60 \(data.on_overlength is raise\)'): ready(config(60, 'raise'))
 
 def test_a_conversation_that_ends_without_an_answer_is_shortened():
     d = ready(config(), [dict(messages=[*TWO, dict(role='user', content='And?')]), dict(messages=TWO[:2]), dict(messages=[])])
@@ -191,10 +191,10 @@ def test_copies_and_unreadable_rows_are_counted(folder):
 
 # ---- the gate
 
-@pytest.mark.parametrize('rows,cfg,line', [([], {}, 'rows has no rows'), (tiny.rows(2), dict(max_length=10, how='drop'), 'data.train: no row of rows is left to learn from: 2 rows longer than max_length 10: left out'),
+@pytest.mark.parametrize('rows,cfg,line', [([], {}, 'rows has no rows'), (tiny.rows(2), dict(max_length=10, how='drop'), 'data.train: no row of rows is left to train on: 2 rows longer than max_length 10: left out'),
     (tiny.rows(4), dict(max_length=40), 'training.max_length: no row of rows keeps its end-of-sequence token: all 4 are cut at max_length 40'),
-    ([dict(a='x', b='y')], {}, 'data.prompt: the columns a, b have no known form'), ([dict(prompt='a', completion='')], {}, 'no row of rows is left to learn from: 1 row without an answer to learn: left out'),
-    (tiny.rows(4), dict(prompt='{who}'), "data.prompt: no column 'who' for {who}"), (tiny.rows(4), dict(weights=[1, 2]), 'data.weights is for several sources'),
+    ([dict(a='x', b='y')], {}, 'data.prompt: the columns a, b have no known form'), ([dict(prompt='a', completion='')], {}, 'no row of rows is left to train on: 1 row without an answer to train on: left out'),
+    (tiny.rows(4), dict(prompt='{who}'), "data.prompt: no column 'who' for {who}"), (tiny.rows(4), dict(weights=[1, 2]), 'data.weights needs several sources, but data.train names one'),
     (tiny.rows(1), dict(validation_size=.5), 'rows has 1 row, too few'), (tiny.rows(4), dict(split='tset'), "data.split: no split 'tset'"),
     (tiny.rows(4), dict(group='place'), "data.group: rows has no column 'place'"), (tiny.rows(4), dict(completion='completion'), 'data.completion needs data.prompt as well')])
 def test_nothing_to_learn_stops_the_run(rows, cfg, line):
@@ -204,10 +204,10 @@ def test_nothing_to_learn_stops_the_run(rows, cfg, line):
 def test_validation_rows_that_are_training_rows():
     rows,some = tiny.rows(20),[dict(prompt=f'new {i}', completion='x') for i in range(18)]
     d = ready(config(validation='held', max_overlap=.2), rows, held=[*some, *rows[:2]])
-    assert d.validation.findings['overlap'].rows==2 and 'validation: 2 rows found among the training rows too (first: held, row 19: the cat)' in d.notes
-    with pytest.raises(QLoRAError, match='data.validation: 2 rows found among the training rows too .*: that is 10% of the validation set, and data.max_overlap is 5%'):
+    assert d.validation.findings['overlap'].rows==2 and 'validation: 2 rows also found in the training set (first: held, row 19: the cat)' in d.notes
+    with pytest.raises(QLoRAError, match='data.validation: 2 rows also found in the training set .*: that is 10% of the validation set, and data.max_overlap is 5%'):
         ready(config(validation='held', max_overlap=.05), rows, held=[*some, *rows[:2]])
-    assert 'validation: the same rows as for training (rows); its loss says nothing about new rows' in ready(config(validation='rows'), rows).notes
+    assert 'validation uses the same rows as training (rows), so its loss says nothing about new rows' in ready(config(validation='rows'), rows).notes
 
 def test_a_validation_set_split_off_is_the_same_every_time():
     a,b = (ready(config(validation_size=.25), tiny.rows(16)) for _ in range(2))
@@ -216,7 +216,7 @@ def test_a_validation_set_split_off_is_the_same_every_time():
 
 def test_splits_and_mixtures_from_the_config():
     rows = dict(train=tiny.rows(9), validation=tiny.rows(16)[9:])
-    assert 'rows also has validation, not used; to validate on it, write validation: rows' in ready(config(), rows).notes[0]
+    assert 'rows also has validation, which is not used. To validate on it, set validation: rows' in ready(config(), rows).notes[0]
     assert len(ready(config(validation='rows'), rows).validation)==7
     d = ready(config(train=['rows', 'more'], weights=[3, 1]), tiny.rows(9), more=tiny.rows(16)[9:])
     assert len(d.train)==12 and 'train: mixed by weight: rows 9 of 9 rows, more 3 of 7 rows' in d.notes
@@ -227,11 +227,18 @@ def test_the_demo_as_the_quickstart_has_it():
 
 # ---- the cache
 
+def written(monkeypatch):
+    "The passes over rows from here on"
+    calls,write = [],encoding._write
+    def noted(*a):
+        calls.append(a)
+        write(*a)
+    monkeypatch.setattr(encoding, '_write', noted)
+    return calls
+
 def test_rows_are_encoded_once(monkeypatch):
-    import qlora_nb.data.gate
-    first,calls = ready(config(120)),[]
-    write = qlora_nb.data.gate._write
-    monkeypatch.setattr(qlora_nb.data.gate, '_write', lambda *a: calls.append(a) or write(*a))
+    first = ready(config(120))
+    calls = written(monkeypatch)
     again = ready(config(120))
     assert not calls and list(again.train.dataset)==list(first.train.dataset) and str(again)==str(first) and again.train.messages==first.train.messages
     changes = [dict(cfg=config(121)), dict(cfg=config(120, 'drop')), dict(rows=LONG[1:]),
@@ -240,12 +247,25 @@ def test_rows_are_encoded_once(monkeypatch):
         ready(c.get('cfg', config(120)), c.get('rows', LONG))
         assert len(calls)==n
 
+def test_rows_are_encoded_again_when_the_code_that_makes_them_changes(monkeypatch, folder):
+    ready(config(120))
+    calls = written(monkeypatch)
+    assert {o.name for o in encoding.CODE}=={'encoding.py', 'templates.py'} and all(o.is_file() for o in encoding.CODE)
+    for n,path in enumerate(encoding.CODE, 1):
+        changed = folder/path.name
+        changed.write_bytes(path.read_bytes()+b'\n')
+        monkeypatch.setattr(encoding, 'CODE', tuple(changed if o==path else o for o in encoding.CODE))
+        ready(config(120))
+        assert len(calls)==n
+    ready(config(120))
+    assert len(calls)==2
+
 def test_the_oldest_encoded_rows_make_room(monkeypatch, folder):
-    import os, qlora_nb.data.gate
+    import os
     ready(config(60))
     old, = (folder/'.cache'/'encoded').glob('*.arrow')
     os.utime(old, (0, 0))
-    monkeypatch.setattr(qlora_nb.data.gate, 'MOST', old.stat().st_size+1)
+    monkeypatch.setattr(encoding, 'MOST', old.stat().st_size+1)
     ready(config(70))
     assert not old.exists() and len(list((folder/'.cache'/'encoded').glob('*.arrow')))==1
 
@@ -300,7 +320,7 @@ def test_bins_are_as_few_as_trl_makes():
 def test_the_report_says_it_all():
     d = ready(config(60, training=', per_device_train_batch_size: 2, gradient_accumulation_steps: 1'))
     for page in (str(d), d._repr_html_()):
-        for words in ('prompt_completion (instruction)', 'llama-2 (this base model has no chat template)', 'steps for all rows once', 'suggested max_length', 'padding', 'rows at random', 'cut at max_length 60', 'rows, row 4'):
+        for words in ('prompt_completion (instruction)', 'llama-2 (this base model has no chat template)', 'steps per epoch', 'suggested max_length', 'padding', 'random order', 'cut at max_length 60', 'rows, row 4'):
             assert words in page
     assert '▏' in str(d) and '<svg' in d._repr_html_() and 'max_length is 60' in d._repr_html_() and d._repr_html_().count('<details')==len(re.findall('<summary', d._repr_html_()))>=3
     assert 'GiB planned' not in str(d) and '60 (2.00 GiB planned)' in str(d.priced(lambda n: 2**31))

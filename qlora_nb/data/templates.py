@@ -48,7 +48,7 @@ class Template:
     "How messages become text"
     name: str # `tokenizer` or a key of `TEMPLATES`
     why: str # Said in the report
-    def text(self, tok, messages, prompt=False): # `prompt`: end where the model is to go on
+    def text(self, tok, messages:list, prompt:bool=False)->str: # `prompt`: end where the model continues
         "Messages as text"
         return tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
@@ -59,91 +59,111 @@ def choose_template(
 )->Template: # The one template of this run
     "Pick the template and write it into the tokenizer"
     own = bool(getattr(tok, 'chat_template', None))
-    if asked=='tokenizer' and not own: raise QLoRAError(f'this tokenizer has no chat template; choose one of {", ".join(TEMPLATES)}', key='data.chat_template', value=asked)
+    def refused(said): return QLoRAError(said, key='data.chat_template', value=asked)
+    if asked=='tokenizer' and not own: raise refused(f'this tokenizer has no chat template. Choose one of {", ".join(TEMPLATES)}')
     if asked in ('auto', 'tokenizer') and own: return Template('tokenizer', "the tokenizer's own chat template")
     llama2 = (tok.bos_token, tok.eos_token)==('<s>', '</s>')
     name = asked if asked in TEMPLATES else 'llama-2' if llama2 else 'alpaca'
-    absent = [m for m in MARKS.get(name, ()) if m not in tok.get_vocab()]
-    if absent: raise QLoRAError(f'{name} needs {" and ".join(absent)}, which this tokenizer lacks; allowed here are llama-2, alpaca, plain', key='data.chat_template', value=name)
+    absent = ' and '.join(mark for mark in MARKS.get(name, ()) if mark not in tok.get_vocab())
+    if absent: raise refused(f'{name} needs {absent}, which this tokenizer lacks; allowed here are llama-2, alpaca, plain')
     tok.chat_template = TEMPLATES[name]
-    return Template(name, 'asked for' if asked==name else 'this base model has no chat template')
+    return Template(name, 'set in the config' if asked==name else 'this base model has no chat template')
 
 # %% ../../nbs/data/templates.ipynb #3c6b7113
 def _common(a, b):
+    "How many tokens two sequences have in common at their beginning"
     n = min(len(a), len(b))
     if a[:n]==b[:n]: return n
     return next(i for i,(x,y) in enumerate(zip(a, b)) if x!=y)
 
 def _cuts(tok, template, messages, roles):
-    "Texts whose tokens mark the borders: the whole, then one before and one after each learned message"
-    out = [template.text(tok, messages)]
+    "Texts whose tokens mark the borders: the whole, then one before and one after each trained message"
+    whole = template.text(tok, messages)
+    out = [whole]
     for i,m in enumerate(messages):
+        answer = m['role']=='assistant'
         if m['role'] not in roles: continue
-        out.append(template.text(tok, messages[:i], prompt=m['role']=='assistant') if i or m['role']=='assistant' else '')
-        out.append(out[0] if i==len(messages)-1 else template.text(tok, messages[:i+1]))
+        out.append(template.text(tok, messages[:i], prompt=answer) if i or answer else '')
+        out.append(whole if i==len(messages)-1 else template.text(tok, messages[:i+1]))
     return out
 
-def _spans(cuts, ends): # Token ids of `_cuts`; ids that end a turn → ids, (first, behind the last) of each learned message, merged borders
+def _spans(cuts, ends): # Token ids of `_cuts`; ids that end a turn → (first, behind the last) of each trained message, merged borders
+    "Where the trained messages lie"
     ids,spans,merged = cuts[0],[],0
     for before,after in zip(cuts[1::2], cuts[2::2]):
-        a,b = _common(before, ids),_common(after, ids)
-        merged += a<len(before)
-        stop = next((k for k in range(b-1, a-1, -1) if ids[k] in ends), b-1)
-        spans.append((a, stop+1))
-    return ids, spans, merged
+        first,last = _common(before, ids),_common(after, ids)
+        merged += first<len(before)
+        stop = next((k for k in range(last-1, first-1, -1) if ids[k] in ends), last-1)
+        spans.append((first, stop+1))
+    return spans, merged
 
 # %% ../../nbs/data/templates.ipynb #74550685
-def _row(cuts, text, eos, ends, all_learned): # → what `encode` answers
-    ids,spans,merged = (cuts[0], [], 0) if text else _spans(cuts, ends)
-    if spans: ids = ids[:max(b for _,b in spans)]
+def _row(cuts, text, eos, ends, everything): # → what `encode` answers
+    "Ids and labels of one row; `text`: of plain text, trained whole"
+    ids = cuts[0]
+    spans,merged = ([], 0) if text else _spans(cuts, ends)
+    if spans: ids = ids[:max(stop for _,stop in spans)]
     added = not ids or ids[-1]!=eos
     if added: ids = [*ids, eos]
-    if text or all_learned: labels = list(ids)
+    if text or everything: labels = list(ids)
     else:
         labels = [-100]*len(ids)
-        for a,b in spans: labels[a:b] = ids[a:b]
+        for first,stop in spans: labels[first:stop] = ids[first:stop]
         if spans: labels[-1] = eos
     return dict(input_ids=ids, labels=labels, merged=merged, added=added)
 
 # %% ../../nbs/data/templates.ipynb #0bafd026
-def _asked(tok, template, ms, roles):
+def _asked(tok, template, ms, roles): # → texts of `_cuts`, or why the template refuses
     if ms and ms[0]['role']=='text': return [ms[0]['content']]
     try: return _cuts(tok, template, ms, roles)
-    except Exception as e: return f'{str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__}'
+    except Exception as e: return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
 
+def _tokenised(tok, texts): # → {text: ids}
+    if not texts: return {}
+    found = tok(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return dict(zip(texts, found['input_ids']))
+
+def _turn_ends(tok):
+    "Ids of the tokens that end a turn"
+    added = tok.get_added_vocab()
+    marks = [mark for mark in TURN_ENDS if mark in added or mark==tok.eos_token]
+    return {tok.eos_token_id, *tok.convert_tokens_to_ids(marks)}
+
+# %% ../../nbs/data/templates.ipynb #6de3c603
 def encode_all(
     tok, template:Template, rows, # Lists of messages
     completion_only:bool=True, # Labels on the messages of `roles` only; False: on every token
-    roles=('assistant',) # Whose messages are learned
+    roles=('assistant',) # Whose messages are trained on
 )->list: # For each row a dict as from `encode`, or the reason why the template refuses it
     "Messages of many rows as token ids and labels"
-    eos,ends = tok.eos_token_id,{tok.eos_token_id, *tok.convert_tokens_to_ids([t for t in TURN_ENDS if t in _vocab(tok)])}
     cuts = [_asked(tok, template, ms, roles if completion_only else ('assistant',)) for ms in rows]
-    texts = list(dict.fromkeys(t for c in cuts if not isinstance(c, str) for t in c))
-    ids = dict(zip(texts, tok(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)['input_ids'])) if texts else {}
-    def row(c, ms): return c if isinstance(c, str) else _row([ids[t] for t in c], bool(ms) and ms[0]['role']=='text', eos, ends, not completion_only)
-    return [row(c, ms) for c,ms in zip(cuts, rows)]
-
-def _vocab(tok): return tok.get_added_vocab() | {t: 0 for t in (tok.eos_token,)}
+    texts = list(dict.fromkeys(text for cut in cuts if not isinstance(cut, str) for text in cut))
+    ids,ends = _tokenised(tok, texts),_turn_ends(tok)
+    def row(cut, ms):
+        if isinstance(cut, str): return cut
+        plain = bool(ms) and ms[0]['role']=='text'
+        return _row([ids[text] for text in cut], plain, tok.eos_token_id, ends, not completion_only)
+    return [row(cut, ms) for cut,ms in zip(cuts, rows)]
 
 # %% ../../nbs/data/templates.ipynb #229cd71f
 def encode(
-    tok, template:Template, messages:list, # From `forms.to_messages`
-    completion_only:bool=True, roles=('assistant',)
-)->dict: # `input_ids`, `labels` (−100 where nothing is learned), `merged` borders, whether EOS was `added`; the last label is the EOS id
+    tok, template:Template, messages:list, # From `to_messages`
+    completion_only:bool=True, roles=('assistant',) # As in `encode_all`
+)->dict: # `input_ids`, `labels` (−100 outside the loss), `merged` borders, whether EOS was `added`; the last label is the EOS id
     "Messages as token ids and labels"
     e = encode_all(tok, template, [messages], completion_only, roles)[0]
     if isinstance(e, str): raise QLoRAError(f'the template refuses this row: {e}', key='data.chat_template')
     return e
 
 # %% ../../nbs/data/templates.ipynb #1b685730
-def runs(tok, ids, labels)->list: # (learned?, text) in order
-    "Stretches of learned and unlearned tokens, special tokens visible"
-    out = []
-    for i,l in zip(ids, labels):
-        if out and out[-1][0]==(l!=-100): out[-1][1].append(i)
-        else: out.append((l!=-100, [i]))
-    return [(on, tok.decode(part, skip_special_tokens=False)) for on,part in out]
+def runs(tok, ids, labels)->list: # (in the loss?, text) in order
+    "Stretches of trained and other tokens, special tokens visible"
+    stretches = []
+    for i,label in zip(ids, labels):
+        on = label!=-100
+        if not stretches or stretches[-1][0]!=on: stretches.append((on, []))
+        stretches[-1][1].append(i)
+    return [(on, tok.decode(part, skip_special_tokens=False)) for on,part in stretches]
 
 # %% ../../nbs/data/templates.ipynb #c702f10a
 def identity(tok)->str: # Text that changes when the tokens of any row might
