@@ -53,11 +53,15 @@ def adapter_shapes(
     pairs = [(shape, l.count) for l in linears for shape in ((r, l.in_features), (l.out_features, r))]
     return pairs+[((l.out_features,), l.count) for l in linears if use_dora]
 
-def _tensors(arch, section): return adapter_shapes(target_linears(arch, section.target_modules), section.r, section.use_dora)
-def _targets(arch, section): return tuple(l.name for l in target_linears(arch, section.target_modules))
+# %% ../../nbs/methods/lora.ipynb #f248bb9b
+def _tensors(arch, section): return adapter_shapes(target_linears(arch, section.target_modules),
+    section.r, section.use_dora)
+def _targets(arch, section): return tuple(l.name
+    for l in target_linears(arch, section.target_modules))
 
 # %% ../../nbs/methods/lora.ipynb #5423714a
-ATTENTION = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'query_key_value', 'dense', 'c_attn', 'out_proj', 'qkv_proj', 'q', 'k', 'v', 'o']
+ATTENTION = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'query_key_value', 'dense', 'c_attn',
+    'out_proj', 'qkv_proj', 'q', 'k', 'v', 'o']
 
 def lora_config(
     lora, # The `lora` section of the config
@@ -68,7 +72,8 @@ def lora_config(
     from peft import LoraConfig
     targets = lora.target_modules
     if targets=='attention-only':
-        names = {n.rsplit('.', 1)[-1] for n,m in model.named_modules() if 'attn' in n or 'attention' in n}
+        names = {n.rsplit('.', 1)[-1]
+            for n,m in model.named_modules() if 'attn' in n or 'attention' in n}
         targets = [n for n in ATTENTION if n in names]
     return LoraConfig(task_type=task_type, r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, use_rslora=lora.use_rslora,
         use_dora=lora.use_dora, init_lora_weights=lora.init_lora_weights, target_modules=targets if isinstance(targets, str) else list(targets))
@@ -87,7 +92,8 @@ FIXED = {**dict.fromkeys(('r', 'target_modules', 'use_dora'), 'the adapter in th
 def _weights(step, name):
     "The trained parameters beside one linear layer"
     linear,section,dtype = step.linears[name],step.job.section,step.stack.adapter_dtype
-    made = {'A': step.param((section.r, linear.in_features), dtype, True), 'B': step.param((linear.out_features, section.r), dtype, True)}
+    made = {'A': step.param((section.r, linear.in_features), dtype, True),
+        'B': step.param((linear.out_features, section.r), dtype, True)}
     if section.use_dora: made['magnitude'] = step.param((linear.out_features,), dtype, True)
     return made
 
@@ -95,14 +101,16 @@ def _walk(step, weights, name, x, y):
     "PEFT's `Linear.forward`: what the adapter adds to a layer's output"
     given,storage,autocast = y.dtype,step.job.storage,step.autocast
     if storage.bits==4: y = step.clone(y)
-    if not storage.quantised or not autocast: x = step.cast(x, step.stack.adapter_dtype)
+    if not storage.quantised or not autocast: x = step.cast(x,
+        step.stack.adapter_dtype)
     if step.job.section.use_dora: return _dora(step, weights, name, x, y)
     update = step.scale(_low_rank(step, weights, name, step.dropout(x, step.job.section.lora_dropout)))
     if not storage.quantised: return step.cast(step.add(y, update), given)
     return step.add(y, update if autocast else step.cast(update, given))
 
 def _low_rank(step, weights, name, x):
-    return step.linear(step.linear(x, weights[name+'.A'], 'A x'), weights[name+'.B'], 'B A x')
+    return step.linear(step.linear(x, weights[name+'.A'], 'A x'),
+        weights[name+'.B'], 'B A x')
 
 # %% ../../nbs/methods/lora.ipynb #ca45980d
 def _dora(step, weights, name, x, y):
@@ -110,10 +118,12 @@ def _dora(step, weights, name, x, y):
     given,linear,dtype = y.dtype,step.linears[name],step.stack.adapter_dtype
     whole,magnitude = (linear.out_features, linear.in_features),weights[name+'.magnitude']
     scratch = [step.new('identity', (linear.in_features, linear.in_features), dtype)]
-    scratch += [step.new(what, whole, dtype) for what in ('product of the adapters', 'base weight', 'scaled product', 'updated weight')]
+    scratch += [step.new(what, whole, dtype)
+        for what in ('product of the adapters', 'base weight', 'scaled product', 'updated weight')]
     dropped = step.dropout(x, step.job.section.lora_dropout)
     update = _low_rank(step, weights, name, dropped)
-    result = step.add(step.by_magnitude(y, magnitude), step.scale(step.by_magnitude(update, magnitude)))
+    result = step.add(step.by_magnitude(y, magnitude),
+        step.scale(step.by_magnitude(update, magnitude)))
     return step.cast(step.add(y, result), given)
 
 # %% ../../nbs/methods/lora.ipynb #7f9097bd
@@ -122,6 +132,8 @@ def _title(storage):
     return 'LoRA on 8 bits' if storage.bits==8 else f'LoRA on {storage.label}'
 
 def _describe(section): return f'r={section.r}'
+
+# %% ../../nbs/methods/lora.ipynb #5226a4f2
 def _untraced(section):
     return 'DoRA cannot be traced yet, since PEFT sets its magnitudes from real weights; the formula prices it' if section.use_dora else ''
 
@@ -129,7 +141,9 @@ def _notes(section):
     said = 'DoRA builds the whole updated weight at each use; its gradient buffers are counted approximately.'
     return (said,) if section.use_dora else ()
 
-def _variants(section): return [('r', 2*section.r), *_reliefs(section)]
+# %% ../../nbs/methods/lora.ipynb #926bd533
+def _variants(section): return [('r', 2*section.r),
+    *_reliefs(section)]
 def _reliefs(section): return [('target_modules', 'attention-only')] if section.target_modules!='attention-only' else []
 
 LORA = Method('lora', 'LoRA', Lora, (4, 8, 'none'), _tensors, _trains, _attach, _title, _describe, 'PEFT: A is r × in, B is out × r',

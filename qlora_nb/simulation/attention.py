@@ -6,28 +6,30 @@
 __all__ = ['rotate', 'repeat', 'eager', 'plain', 'efficient', 'flash']
 
 # %% ../../nbs/simulation/attention.ipynb #08a2d40c
-from .layers import add, cast, like, mul_fixed, same, scale, widest
+from .layers import add, cast, mul_fixed, same, scale, widest
 from .tensors import Tensor, keep_output, new, op
 
 # %% ../../nbs/simulation/attention.ipynb #f39f52b9
-def _halves(gradient, shape): return [Tensor(shape, gradient.dtype, gradient.store) for _ in range(2)]
-
 def rotate(heap, q, cos):
     "`apply_rotary_pos_emb` of one tensor"
-    whole,half = q.shape,(*q.shape[:-1], q.shape[-1]//2)
-    def apart(gradient, saved): return _halves(gradient, half)
+    half = *q.shape[:-1],q.shape[-1]//2
+    def apart(gradient, saved): return [Tensor(half, gradient.dtype, gradient.store)
+        for _ in range(2)]
     turned = mul_fixed(heap, q, cos, 'times cos')
-    first,second = [op(heap, '', half, q.dtype, [q], like(heap, 'gradient of a slice', whole), view=True) for _ in range(2)]
-    second = op(heap, 'half, negated', half, q.dtype, [second], like(heap, 'gradient, negated', half))
-    swapped = op(heap, 'halves swapped', whole, q.dtype, [second, first], apart)
-    return add(heap, turned, mul_fixed(heap, swapped, cos, 'times sin'), 'rotated')
+    first,second = [op(heap, '', [q], 'gradient of a slice', half, view=True)
+        for _ in range(2)]
+    second = op(heap, 'half, negated', [second], 'gradient, negated')
+    swapped = op(heap, 'halves swapped', [second, first],
+        apart, q.shape)
+    return add(heap, turned,
+        mul_fixed(heap, swapped, cos, 'times sin'), 'rotated')
 
 def repeat(heap, keys, groups):
     "`repeat_kv`: keys or values for every query head"
     if groups==1: return keys
     rows,heads,length,width = keys.shape
-    back = like(heap, 'gradient, summed over groups', keys.shape)
-    return op(heap, 'repeated for all heads', (rows, heads*groups, length, width), keys.dtype, [keys], back)
+    return op(heap, 'repeated for all heads', [keys], 'gradient, summed over groups',
+        (rows, heads*groups, length, width))
 
 # %% ../../nbs/simulation/attention.ipynb #68cbf1b4
 def _matmul(heap, a, b, shape, name):
@@ -35,82 +37,102 @@ def _matmul(heap, a, b, shape, name):
     def back(gradient, saved):
         first = new(heap, 'gradient of the left factor', left, gradient.dtype)
         return [first, new(heap, 'gradient of the right factor', right, gradient.dtype)]
-    return op(heap, name, shape, a.dtype, [a, b], back, save=[b, a])
+    return op(heap, name, [a, b], back,
+        shape, save=[b, a])
 
 def _flat(heap, x, strided=True):
     "What `matmul` makes of heads that lie apart"
-    if x.shape[0]==1 or not strided: return x
-    return op(heap, 'copy for matmul', x.shape, x.dtype, [x], same)
+    return x if x.shape[0]==1 or not strided else op(heap, 'copy for matmul', [x], same)
 
 def _softmax(heap, x, cuda=True):
     given,shape = x.dtype,x.shape
     def back(gradient, saved):
         scratch = new(heap, 'gradient times softmax', shape, 'float32') if cuda else None
         return [new(heap, 'gradient of the scores', shape, given if cuda else 'float32')]
-    shares = op(heap, 'softmax', shape, 'float32', [x if cuda else cast(heap, x, 'float32')], back)
+    shares = op(heap, 'softmax', [x if cuda else cast(heap, x, 'float32')],
+        back, dtype='float32')
     keep_output(heap, shares)
     return cast(heap, shares, given)
 
 # %% ../../nbs/simulation/attention.ipynb #081d8349
-def _joined(heap, x, shape): return op(heap, 'heads joined', shape, x.dtype, [x], same)
+def _joined(heap, x, shape): # Rows, heads, tokens, width of a head
+    rows,heads,length,width = shape
+    return op(heap, 'heads joined', [x], same,
+        (rows, length, heads*width))
 
 def eager(heap, q, k, v, groups, mask, cuda):
     "Output and attention weights"
-    rows,heads,length,width = q.shape
+    rows,heads,length,_ = q.shape
     table,strided = (rows, heads, length, length),groups==1
-    k,v = repeat(heap, k, groups),repeat(heap, v, groups)
+    k,v = [repeat(heap, t, groups) for t in (k, v)]
     shares = scale(heap, _matmul(heap, _flat(heap, q), _flat(heap, k, strided), table, 'scores'), 'scaled scores')
-    shares = op(heap, 'masked scores', shares.shape, widest(shares.dtype, mask.dtype), [shares], same)
+    shares = op(heap, 'masked scores', [shares], same,
+        dtype=widest(shares, mask))
     shares = _softmax(heap, shares, cuda)
-    out = _matmul(heap, shares, _flat(heap, v, strided), (rows, heads, length, width), 'weighted values')
-    return _joined(heap, out, (rows, length, heads*width)),shares
+    out = _matmul(heap, shares, _flat(heap, v, strided),
+        q.shape, 'weighted values')
+    return _joined(heap, out, q.shape),shares
 
 # %% ../../nbs/simulation/attention.ipynb #8861facd
 def plain(heap, q, k, v, groups):
     "PyTorch computes it in float32 whatever it is given (`allow_fp16_bf16_reduction_mathSDP` is off)"
-    given,(rows,heads,length,width) = q.dtype,q.shape
+    given,whole = q.dtype,q.shape
+    rows,heads,length,_ = whole
     q,k,v = (cast(heap, t, 'float32') for t in (q, k, v))
     causal = new(heap, 'causal mask', (length, length), q.dtype)
     q = scale(heap, q, 'scaled queries')
-    k,v = repeat(heap, k, groups),repeat(heap, v, groups)
-    table = _matmul(heap, _flat(heap, q), scale(heap, k, 'scaled keys'), (rows, heads, length, length), 'scores')
+    k,v = [repeat(heap, t, groups) for t in (k, v)]
+    table = _matmul(heap, _flat(heap, q), scale(heap, k, 'scaled keys'),
+        (rows, heads, length, length), 'scores')
     shape,dtype = table.shape,table.dtype
     def back(gradient, saved):
         scratch = new(heap, 'gradient times softmax', shape, dtype)
         return [new(heap, 'gradient of the scores', shape, dtype)]
-    shares = op(heap, 'softmax', shape, dtype, [table], back)
+    shares = op(heap, 'softmax', [table], back)
     keep_output(heap, shares)
     del table,causal
-    out = _matmul(heap, shares, v, (rows, heads, length, width), 'weighted values')
-    return cast(heap, _joined(heap, out, (rows, length, heads*width)), given)
+    out = _matmul(heap, shares, v, whole, 'weighted values')
+    return cast(heap, _joined(heap, out, whole), given)
 
+# %% ../../nbs/simulation/attention.ipynb #f2f42a89
 def efficient(heap, q, k, v, groups):
     "The memory-efficient kernel"
-    (rows,heads,length,width),dtype = q.shape,q.dtype
-    k,v = repeat(heap, k, groups),repeat(heap, v, groups)
-    sums = new(heap, 'log-sum-exp', (rows, heads, -(-length//32)*32), 'float32')
+    whole,dtype = q.shape,q.dtype
+    rows,heads,length,width = whole
+    k,v = [repeat(heap, t, groups) for t in (k, v)]
+    sums = new(heap, 'log-sum-exp',
+        (rows, heads, -(-length//32)*32), 'float32')
     def back(gradient, saved):
-        out = [new(heap, f'gradient of {x}', (rows, heads, length, width), dtype) for x in ('queries', 'keys', 'values')]
+        out = [new(heap, f'gradient of {x}', whole, dtype)
+            for x in ('queries', 'keys', 'values')]
         scratch = [new(heap, 'row sums', (rows, heads, length), 'float32')]
-        if dtype!='float32': scratch.append(new(heap, 'gradient of queries, float32', (rows, heads, length, width), 'float32'))
+        if dtype!='float32': scratch.append(new(heap, 'gradient of queries, float32', whole, 'float32'))
         return out
-    out = op(heap, 'attention output', (rows, length, heads*width), dtype, [q, k, v], back, save=[q, k, v, sums])
+    out = op(heap, 'attention output', [q, k, v], back, (rows, length, heads*width),
+        save=[q, k, v, sums])
     keep_output(heap, out)
     return out
 
 # %% ../../nbs/simulation/attention.ipynb #5554a30f
 def flash(heap, q, k, v, groups, dtype, joined=False):
     "FlashAttention 2; float32 inputs are cast, as transformers does; `joined`: heads lie apart, as the queries did"
-    if q.dtype=='float32' and dtype!='float32': q,k,v = cast(heap, q, dtype),cast(heap, k, dtype),cast(heap, v, dtype)
-    (rows,heads,length,width),shape,dtype = q.shape,k.shape,q.dtype
+    if q.dtype=='float32' and dtype!='float32': q,k,v = [cast(heap, t, dtype)
+        for t in (q, k, v)]
+    rows,heads,length,width = q.shape
+    whole,shape,dtype = (rows, length, heads, width),k.shape,q.dtype
     sums = new(heap, 'log-sum-exp', (rows, heads, length), 'float32')
-    rounded = rows,-(-length//128)*128,heads,-(-width//32)*32
-    whole = rows,length,heads,width
+    upwards = -(-length//128)*128 # The kernel rounds up
+    rounded = rows,upwards,heads,-(-width//32)*32
     def back(gradient, saved):
-        out = [new(heap, f'gradient of {what}', size, dtype) for what,size in (('queries', whole), ('keys', shape), ('values', shape))]
-        scratch = [new(heap, 'row sums', (rows, heads, rounded[1]), 'float32'), new(heap, 'gradient of queries, float32', rounded, 'float32')]
-        if groups>1: scratch += [new(heap, f'gradient of {what}, all heads', whole, dtype) for what in ('keys', 'values')]
+        sizes = dict(queries=whole, keys=shape, values=shape)
+        out = [new(heap, f'gradient of {what}', size, dtype)
+            for what,size in sizes.items()]
+        scratch = [new(heap, 'row sums', (rows, heads, upwards), 'float32')]
+        scratch.append(new(heap, 'gradient of queries, float32', rounded, 'float32'))
+        if groups>1: scratch += [new(heap, f'gradient of {what}, all heads', whole, dtype)
+            for what in ('keys', 'values')]
         return out
-    out = op(heap, 'attention output', (rows, length, heads*width), dtype, [q, k, v], back, save=[q, k, v, sums])
+    out = op(heap, 'attention output', [q, k, v], back, (rows, length, heads*width),
+        save=[q, k, v, sums])
     keep_output(heap, out)
-    return _joined(heap, out, out.shape) if joined else out
+    return op(heap, 'heads joined', [out], same) if joined else out

@@ -6,7 +6,7 @@
 __all__ = ['TILE', 'LOSSES', 'full_logits', 'fused', 'learned', 'liger']
 
 # %% ../../nbs/simulation/heads.ipynb #b13c1a76
-from .layers import cast, like, linear, scale
+from .layers import cast, linear, scale
 from .tensors import call, keep_output, new, op
 
 # %% ../../nbs/simulation/heads.ipynb #9f151bd2
@@ -15,11 +15,12 @@ def _cross_entropy(step, logits):
     heap.at = 'loss'
     def back(gradient, saved): return [new(heap, 'gradient of the log-probabilities', shape, 'float32')]
     logits = cast(heap, logits, 'float32', 'logits as float32')
-    if step.stack.loss=='full_logits_shifted':
-        whole,logits = logits,op(heap, 'shifted logits', shape, 'float32', [logits], like(heap, 'gradient of the shift', shape))
-    logs = op(heap, 'log-probabilities', shape, 'float32', [logits], like(heap, 'gradient of the logits', shape))
+    if step.stack.loss=='full_logits_shifted': whole,logits = logits,op(heap,
+        'shifted logits', [logits], 'gradient of the shift')
+    logs = op(heap, 'log-probabilities', [logits], 'gradient of the logits')
     keep_output(heap, logs)
-    return op(heap, 'loss', (1,), 'float32', [logs], back, save=[logs])
+    return op(heap, 'loss', [logs], back,
+        (1,), save=[logs])
 
 def full_logits(step, x):
     "Loss and logits of all positions"
@@ -30,7 +31,8 @@ def full_logits(step, x):
         logits = scale(heap, logits, 'scaled logits')
         if shifts: logits = cast(heap, logits, 'float32', 'logits as float32')
     loss = call(_cross_entropy, step, logits)
-    if step.stack.loop=='trainer' and heap.autocast: logits = cast(heap, logits, 'float32', 'logits as float32')
+    if step.stack.loop=='trainer' and heap.autocast: logits = cast(heap,
+        logits, 'float32', 'logits as float32')
     return loss,logits
 
 # %% ../../nbs/simulation/heads.ipynb #03672a4a
@@ -38,18 +40,21 @@ def _positions(step, x):
     "The trained positions, gathered"
     whole = x.shape
     n = max(1, round(step.job.learned*step.job.tokens))
-    return op(step.heap, 'learned positions', (n, whole[-1]), x.dtype, [x], like(step.heap, 'gradient of all positions', whole))
+    return op(step.heap, 'learned positions', [x], 'gradient of all positions',
+        (n, whole[-1]))
 
 TILE = 4096,32_768 # Tokens and words of a tile of TRL's head
 
 def _tiles(step, x, dtype):
     (n,width),words = x.shape,step.arch.vocab_size
     tokens,columns = TILE
-    tiles = [('tile of logits', (min(n, tokens), columns), dtype)]
-    if x.dtype!=dtype: tiles.append(('hidden states of a tile', (min(n, tokens), width), dtype))
-    if step.head.dtype!=dtype: tiles.append(('weight of a tile', (min(words, columns), width), dtype))
+    rows,most = min(n, tokens),min(words, columns)
+    tiles = [('tile of logits', (rows, columns), dtype)]
+    if x.dtype!=dtype: tiles.append(('hidden states of a tile', (rows, width), dtype))
+    if step.head.dtype!=dtype: tiles.append(('weight of a tile', (most, width), dtype))
     return tiles
 
+# %% ../../nbs/simulation/heads.ipynb #0bd05ddf
 def fused(step, x):
     "TRL's `add_fused_lm_head`"
     heap,head = step.heap,step.head
@@ -59,12 +64,15 @@ def fused(step, x):
     tiles = _tiles(step, x, heap.autocast or given)
     def back(gradient, saved):
         wide = new(heap, 'gradient of learned positions, float32', (n, width), 'float32')
-        weight = new(heap, 'gradient of the weight', head.shape, 'float32') if head.node is not None else None
+        weight = new(heap, 'gradient of the weight', head.shape,
+            'float32') if head.node is not None else None
         scratch = [new(heap, *t) for t in tiles]
         del scratch
         return [new(heap, 'gradient of learned positions', (n, width), given), weight]
-    stats = [new(heap, 'statistics', (n,), 'float32') for _ in range(7)]
-    return op(heap, 'log-probabilities', (n,), 'float32', [x, head], back, save=[x, head, *stats[:2]], work=tiles),None
+    stats = [new(heap, 'statistics', (n,), 'float32')
+        for _ in range(7)]
+    return op(heap, 'log-probabilities', [x, head], back, (n,), 'float32',
+        save=[x, head, *stats[:2]], work=tiles),None
 
 def learned(step, x):
     "The head of `%qlora_train` on a CPU (`tasks.loss`)"
@@ -79,9 +87,12 @@ def liger(step, x):
     heap.at = 'liger head'
     chunk = 1<<(-(-tokens//-(-words//width))-1).bit_length()
     made = new(heap, 'gradient of hidden states', (tokens, width), x.dtype)
-    work = [('logits of a chunk', (chunk, words), heap.autocast or x.dtype), ('logits of a chunk, float32', (chunk, words), 'float32')]
+    work = [('logits of a chunk', (chunk, words), heap.autocast or x.dtype)]
+    work.append(('logits of a chunk, float32', (chunk, words), 'float32'))
     if head.node is not None: work.append(('gradient of the weight', head.shape, head.dtype))
     def back(gradient, saved): return [saved[0], None]
-    return op(heap, 'loss', (1,), 'float32', [x, head], back, save=[made], work=work),None
+    return op(heap, 'loss', [x, head], back, (1,),
+        'float32', save=[made], work=work),None
 
-LOSSES = dict(full_logits=full_logits, full_logits_shifted=full_logits, fused=fused, learned=learned, liger=liger)
+LOSSES = dict(full_logits=full_logits, full_logits_shifted=full_logits,
+    fused=fused, learned=learned, liger=liger)

@@ -52,6 +52,7 @@ def _copies(heap, keys, count):
     heap.at = at
     return out
 
+# %% ../../nbs/simulation/step.ipynb #6088e1ae
 class _Passed:
     "What the forward pass leaves for the backward pass"
     def __init__(self): self.loss = self.logits = self.weights = self.end = None

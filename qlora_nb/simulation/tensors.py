@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'Heap', 'Store', 'Tensor', 'Node', 'Leaf', 'parameter', 'Enough', 'Frame', 'new', 'call', 'keep', 'kept',
-           'link', 'op', 'keep_output', 'backward']
+           'link', 'op', 'like', 'keep_output', 'backward']
 
 # %% ../../nbs/simulation/tensors.ipynb #52bf2b24
 import sys
@@ -87,6 +87,7 @@ class Tensor:
 
     def view(self, shape): return Tensor(shape, self.dtype, self.store, self.node)
 
+# %% ../../nbs/simulation/tensors.ipynb #3401127a
 class Node:
     "A step of the backward pass: what it keeps, and what it computes from a gradient"
     __slots__ = ('seq', 'edges', 'dtypes', 'saved', 'back', 'at')
@@ -97,7 +98,7 @@ class Leaf(Node):
     __slots__ = ('grad',)
     def __init__(self): self.grad = None
 
-def parameter(shape, dtype, trained): # → `Tensor` without a block: parameters are counted apart
+def parameter(shape, dtype, trained): # → `Tensor`
     "A weight of the model"
     return Tensor(shape, dtype, None, Leaf() if trained else None)
 
@@ -152,20 +153,30 @@ def link(heap, tensor, ins, saved, back):
     node.dtypes = [i.dtype for i in ins]
     node.saved,node.back = saved,back
 
-def op(heap, name, shape, dtype, ins, back=None, save=(), work=(), view=False):
-    "The output of an operation; `work` is what its kernel needs meanwhile"
-    flows = False
+def op(heap, name, ins, back, shape=None, dtype=None, save=(), work=(), view=False):
+    """The output of an operation on tensors, by default of the shape and dtype of the first. `back` is its derivative, or the name
+    of the one tensor it makes, shaped like that first input; `save` is what the derivative needs; `work` is what the kernel needs meanwhile"""
+    first,flows = ins[0],False
     if heap.grad:
         for i in ins: flows = flows or i.node is not None
     saved = [keep(heap, t) for t in save] if flows else ()
     if work: scratch = [new(heap, *w) for w in work]
-    out = Tensor(shape, dtype, ins[0].store) if view else new(heap, name, shape, dtype)
-    if flows: link(heap, out, ins, saved, back)
+    shape,dtype = shape or first.shape,dtype or first.dtype
+    out = Tensor(shape, dtype, first.store) if view else new(heap, name, shape, dtype)
+    if flows: link(heap, out, ins, saved, like(heap, back, first.shape) if isinstance(back, str) else back)
     return out
 
+def like(heap, name, shape): # → a derivative
+    "The derivative that makes one tensor of this shape"
+    def back(gradient, saved): return [new(heap, name, shape, gradient.dtype)]
+    return back
+
+# %% ../../nbs/simulation/tensors.ipynb #3fcef151
 def keep_output(heap, tensor):
     "The derivative needs the result"
-    if tensor.node is not None: tensor.node.saved = [*tensor.node.saved, keep(heap, Tensor(tensor.shape, tensor.dtype, tensor.store))]
+    if tensor.node is None: return
+    result = Tensor(tensor.shape, tensor.dtype, tensor.store)
+    tensor.node.saved = [*tensor.node.saved, keep(heap, result)]
 
 # %% ../../nbs/simulation/tensors.ipynb #31ae7f7f
 def _plus(heap, old, more):
