@@ -200,7 +200,7 @@ def test_groups_stay_together():
     with pytest.raises(QLoRAError, match="v has no column 'whom'; the columns are prompt, completion, who.*'who'"): taken(many(6, who=str), group='whom')
     with pytest.raises(QLoRAError, match='there are too few groups'): split_off(taken(many(6, who=lambda i: 1), group='who'), 2, group=True)
 
-@pytest.mark.parametrize('n,size,said', [(1, .5, 'v has 1 row, too few'), (4, 4, '4 of 4 rows would be held out')])
+@pytest.mark.parametrize('n,size,said', [(1, .5, 'v has 1 row, too few'), (4, 4, '4 of 4 rows would be held out, and none would be left')])
 def test_splits_that_cannot_be(n, size, said):
     with pytest.raises(QLoRAError, match=said): split_off(taken(many(n), called='v'), size)
 

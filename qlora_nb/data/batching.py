@@ -15,12 +15,12 @@ import numpy as np
 # %% ../../nbs/data/batching.ipynb #e1360b7c
 def padding_share(
     lengths, # Tokens of each row, in the order in which they are batched
-    batch_size:int # Rows of a batch
+    batch_size:int # Rows per batch
 )->float: # 0–1
     "Share of padding when consecutive rows make a batch"
     n = np.asarray(lengths)
-    starts = range(0, len(n), batch_size)
-    total = sum(int(n[k:k+batch_size].max())*len(n[k:k+batch_size]) for k in starts)
+    batches = [n[k:k+batch_size] for k in range(0, len(n), batch_size)]
+    total = sum(int(batch.max())*len(batch) for batch in batches)
     return 1-int(n.sum())/total if total else 0.
 
 def shuffled(lengths, seed:int=0): # → the lengths in random order
@@ -33,30 +33,35 @@ def grouped(
     group:int, # Rows that stay together
     seed=0 # Whole number, or several
 ): # Row numbers in the order of training
-    "Every row once, `group` rows of like length together, the groups in random order; rows that fill no group come last"
-    n,rng = np.asarray(lengths, dtype=np.int64),np.random.default_rng(seed)
+    "Every row once, `group` rows of similar length together, the groups in random order; rows that fill no group come last"
+    n = np.asarray(lengths, dtype=np.int64) # (rows,)
+    rng = np.random.default_rng(seed)
     order,stretch = rng.permutation(len(n)),50*group
-    order = np.concatenate([part[np.argsort(-n[part], kind='stable')] for part in (order[k:k+stretch] for k in range(0, len(n), stretch))]) if len(n) else order
+    stretches = [order[k:k+stretch] for k in range(0, len(n), stretch)]
+    alike = [part[np.argsort(-n[part], kind='stable')] for part in stretches]
+    if alike: order = np.concatenate(alike) # (rows,)
     whole = len(n)//group*group
-    return np.concatenate([rng.permutation(order[:whole].reshape(-1, group)).ravel(), order[whole:]])
+    groups = rng.permutation(order[:whole].reshape(-1, group)) # (groups, rows per group)
+    return np.concatenate([groups.ravel(), order[whole:]]) # (rows,)
 
 # %% ../../nbs/data/batching.ipynb #dc1ae1b1
-WORTH = .1
+WORTH = .1 # Share of all computed positions
 
 def sampling(
     lengths, # Tokens of each row
-    batch_size:int, # Rows of a pass
-    accumulation:int=1 # Passes of a step
+    batch_size:int, # Rows per pass
+    accumulation:int=1 # Passes per step
 )->str: # group_by_length or random
     "The order that `auto` takes"
     n = np.asarray(lengths)
-    saved = padding_share(shuffled(n), batch_size)-padding_share(n[grouped(n, batch_size*accumulation)], batch_size)
+    order = grouped(n, batch_size*accumulation)
+    saved = padding_share(shuffled(n), batch_size)-padding_share(n[order], batch_size)
     return 'group_by_length' if saved>=WORTH else 'random'
 
 # %% ../../nbs/data/batching.ipynb #70102ee6
 def bins(
     lengths, # Tokens of each row
-    size:int # Room of a bin, `max_length`
+    size:int # Size of a bin, `max_length`
 )->int: # Bins needed
     "How many packed sequences the rows make"
     rooms,count,n = [],Counter(),0
@@ -73,19 +78,23 @@ def bins(
     return n
 
 def packed_padding(lengths, size:int)->float: # 0–1
-    "Share of room that packed sequences leave empty"
-    return 1-float(np.minimum(lengths, size).sum())/(bins(lengths, size)*size) if len(lengths) else 0.
+    "Share of the packed sequences that stays empty"
+    if not len(lengths): return 0.
+    filled = float(np.minimum(lengths, size).sum())
+    return 1-filled/(bins(lengths, size)*size)
 
 # %% ../../nbs/data/batching.ipynb #eaa6c7e4
 def percentiles(lengths, at=(50, 90, 95, 99, 100))->dict: # Percent → tokens
     "How long rows are"
-    return {p: int(np.percentile(lengths, p, method='higher')) for p in at} if len(lengths) else {}
+    if not len(lengths): return {}
+    return {p: int(np.percentile(lengths, p, method='higher')) for p in at}
 
 def suggested(lengths)->int: # Tokens
     "A `max_length` that keeps 99% of the rows whole"
-    return max(64, 64*math.ceil(percentiles(lengths, (99,))[99]/64))
+    longest = percentiles(lengths, (99,))[99]
+    return max(64, 64*math.ceil(longest/64))
 
-def steps_per_epoch(rows:int, batch_size:int, accumulation:int)->int: # Rows; rows of a pass; passes of a step
+def steps_per_epoch(rows:int, batch_size:int, accumulation:int)->int: # Rows; rows per pass; passes per step
     "Optimizer steps for all rows once"
     return math.ceil(math.ceil(rows/batch_size)/accumulation)
 
@@ -99,11 +108,14 @@ def histogram(
     "Counts of rows by length"
     top = max(int(max(lengths)), 1)
     width = max(1, math.ceil(top/n))
-    if cap and top>cap: width = max(1, math.ceil(cap/max(1, round(n*cap/top))))
+    if cap and top>cap:
+        below = max(1, round(n*cap/top)) # Bars up to the cap
+        width = max(1, math.ceil(cap/below))
     edges = np.arange(0, top+width+1, width)
     return edges,np.histogram(lengths, edges)[0]
 
 def blocks(counts)->str: # e.g. `▁▃█▂`
     "The bars as text; a bar of few rows is still seen"
     top = max(counts) if len(counts) else 0
-    return ''.join(BLOCKS[0 if not c else max(1, round(8*c/top))] for c in counts)
+    heights = [max(1, round(8*c/top)) if c else 0 for c in counts]
+    return ''.join(BLOCKS[o] for o in heights)

@@ -102,6 +102,10 @@ class Tally:
         part.write_text(json.dumps(dict(learned=self.learned, ended=self.ended, found=found)))
         os.replace(part, notes)
 
+    def counts(self)->dict: # Without findings
+        "The numbers of a set"
+        return {name: getattr(self, name) for name in (*_ARRAYS, 'learned', 'ended')}
+
     @classmethod
     def load(cls, arrays:Path, notes:Path):
         "What `save` kept"
@@ -114,8 +118,11 @@ class Tally:
 BATCH = 1000 # Rows
 COLUMNS = (*CAUSAL_LM.columns, 'messages', 'row')
 
-def _fingerprint(text): return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little')
+def _fingerprint(text):
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little')
 
+# %% ../../nbs/data/encoding.ipynb #00775869
 @dataclass
 class _Pass:
     "Encodes and counts"
@@ -127,7 +134,9 @@ class _Pass:
 
     def count(self, what, i, example): # Key of `SAID`; row number; text
         finding = self.tally.found.setdefault(what, Finding(what, cap=self.rules.cap))
-        if not finding.rows: finding.where,finding.example = self.rows.at(i),' '.join(example.split())[:80]
+        if not finding.rows:
+            finding.where = self.rows.at(i)
+            finding.example = ' '.join(example.split())[:80]
         finding.rows += 1
 
     def batch(self, texts, start): # JSON messages; number of the first → {column: values}
@@ -138,7 +147,8 @@ class _Pass:
             if kept: given[i] = kept
             else: self.count('empty', i, ' '.join(m['content'] for m in ms))
             if cut: self.count('trailing', i, kept[-1]['content'])
-        encoded = encode_all(self.tok, self.template, list(given.values()), self.rules.completion_only, self.rules.roles)
+        rules = self.rules
+        encoded = encode_all(self.tok, self.template, list(given.values()), rules.completion_only, rules.roles)
         out = {name: [] for name in COLUMNS}
         for (i,ms),row in zip(given.items(), encoded): self.row(i, ms, row, out)
         return out
@@ -161,6 +171,7 @@ class _Pass:
             self.tally.learned += len(labels)-labels.count(-100)
             self.tally.ended += labels[-1]==self.tok.eos_token_id
 
+# %% ../../nbs/data/encoding.ipynb #58c053e3
 def _too_long(where, n, cap):
     said = f'{where} has {n:,} tokens, more than max_length {cap} (data.on_overlength is raise)'
     return QLoRAError(said, key='training.max_length', value=cap)
@@ -186,7 +197,8 @@ def cache_key(rows:Rows, tok, template:Template, rules:Rules)->str: # Hexadecima
     "The name of the encoded rows; it changes when anything that makes them does"
     digest = hashlib.blake2b(digest_size=16)
     for path in CODE: digest.update(path.read_bytes())
-    for text in (rows.digest, templates.identity(tok), repr((template.name, rules))): digest.update(text.encode())
+    settings = repr((template.name, rules))
+    for text in (rows.digest, templates.identity(tok), settings): digest.update(text.encode())
     return digest.hexdigest()
 
 def _prune(folder):

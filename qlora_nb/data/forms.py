@@ -29,8 +29,9 @@ EXTRA = dict(alpaca=('input', 'context'), question_answer=('context', 'passage')
 FORMS = ('messages', 'sharegpt', *PAIRS, 'text', 'unknown')
 
 # %% ../../nbs/data/forms.ipynb #45610797
-TASKS = dict(messages='chat', sharegpt='chat', alpaca='instruction', prompt_completion='instruction', question_answer='question answering',
-    dialogue_summary='summarisation', source_target='translation', text_label='text classification as generation', text='plain text')
+TASKS = dict(messages='chat', sharegpt='chat', alpaca='instruction', prompt_completion='instruction',
+    question_answer='question answering', dialogue_summary='summarisation', source_target='translation',
+    text_label='text classification as generation', text='plain text')
 LEADS = dict(dialogue_summary='Summarize the following text.\n\n', text_label='Classify the following text.\n\n')
 
 @dataclass(frozen=True)

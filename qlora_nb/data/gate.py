@@ -99,13 +99,13 @@ def encode_rows(
     found = _unread(rows) | tally.found
     if not len(tally.kept):
         reasons = '; '.join(map(str, found.values())) or 'no rows'
-        raise QLoRAError(f'no row of {rows.source} is left to train on: {reasons}', key=f'data.{name}', value=rows.source)
+        said = f'no row of {rows.source} is left to train on: {reasons}'
+        raise QLoRAError(said, key=f'data.{name}', value=rows.source)
     form = 'your own template' if data.prompt else f'{rows.form} ({rows.forms[0].task})'
     full = Dataset.from_file(str(path))
     there = rows.rows+rows.unreadable
-    told = dict(findings=found, said=_source_notes(rows, data.prompt), tok=tok, at=rows.at)
-    counts = dict(learned=tally.learned, ended=tally.ended, cap=rules.cap)
-    made = Encoded(name, rows.source, form, template, there, full, tally.lengths, tally.kept, tally.hashes, **counts, **told)
+    made = Encoded(name, rows.source, form, template, there, full, **tally.counts(), cap=rules.cap, findings=found, tok=tok, at=rows.at)
+    made.said = _source_notes(rows, data.prompt)
     copies,first = _copies(tally.hashes) if rules.overlength!='split' else (0, 0)
     if copies: made.finding('duplicate', copies, first)
     return made
@@ -147,17 +147,17 @@ def _overlap(data, config):
     "Count validation rows that are training rows, and refuse too many"
     import numpy as np
     train,held = data.train,data.validation
-    both = np.flatnonzero(np.isin(held.hashes, train.hashes))
+    both = np.flatnonzero(np.isin(held.hashes, train.hashes)) # (rows found twice,)
     if not len(both): return
     same = config.data.validation==config.data.train and held.source==train.source
     if same and len(both)==len(held)==len(train):
-        data.said.append(f'validation uses the same rows as training ({train.source}), so its loss says nothing about new rows')
-        return
+        said = f'validation uses the same rows as training ({train.source})'
+        return data.said.append(f'{said}, so its loss says nothing about new rows')
     finding = held.finding('overlap', len(both), int(both[0]))
     share,most = len(both)/len(held),config.data.max_overlap
     if share<=most: return
-    raise QLoRAError(f'{finding}: that is {share:.0%} of the validation set, and data.max_overlap is {most:.0%}', key='data.validation',
-        value=held.source)
+    said = f'{finding}: that is {share:.0%} of the validation set, and data.max_overlap is {most:.0%}'
+    raise QLoRAError(said, key='data.validation', value=held.source)
 
 def _gate(data, config):
     if not data.train.ended: raise _never_stops(data.train)
@@ -181,8 +181,10 @@ def _read(config, names, use, namespace):
     rows = read([meant for meant,_ in found], ', '.join(names), asked, data.group if training else None, side)
     if not rows.rows: raise no_rows(rows)
     if not training: return rows
-    unused = {name: ', '.join(more) for name,(_,more) in zip(names, found) if more and not data.validation}
-    rows.said += [f'{name} also has {more}, which is not used. To validate on it, set validation: {name}' for name,more in unused.items()]
+    for name,(_,more) in zip(names, found):
+        if not more or data.validation: continue
+        unused = f'{name} also has {", ".join(more)}, which is not used'
+        rows.said.append(f'{unused}. To validate on it, set validation: {name}')
     return splits.mix(rows, data.weights, names, config.training.seed) if data.weights else rows
 
 def _order(training, train): # → (order of the rows, notes)
@@ -200,13 +202,14 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     data,training = config.data,config.training
     template = choose_template(tok, data.chat_template)
     names = (data.train,) if isinstance(data.train, str) else tuple(data.train)
-    if data.weights and len(names)<2:
-        raise QLoRAError('data.weights needs several sources, but data.train names one', key='data.weights', value=data.weights)
+    one = 'data.weights needs several sources, but data.train names one'
+    if data.weights and len(names)<2: raise QLoRAError(one, key='data.weights', value=data.weights)
     rows,held = _read(config, names, 'train', namespace),None
     if data.validation: held = _read(config, (data.validation,), 'validation', namespace)
     elif data.validation_size: rows,held = splits.split_off(rows, data.validation_size, training.seed, bool(data.group))
     train = encode_rows(rows, tok, template, config)
     order,notes = _order(training, train)
     validation = encode_rows(held, tok, template, config, 'validation') if held else None
-    made = Data(train, validation, template, training.per_device_train_batch_size, training.gradient_accumulation_steps, order, said=notes)
+    size,accumulation = training.per_device_train_batch_size,training.gradient_accumulation_steps
+    made = Data(train, validation, template, size, accumulation, order, said=notes)
     return _gate(made, config)

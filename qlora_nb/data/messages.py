@@ -36,16 +36,20 @@ def as_text(v, column:str)->str: # Raises RowError
 # %% ../../nbs/data/messages.ipynb #3304594e
 def _answer(v, column):
     if isinstance(v, dict) and 'text' in v: v = v['text']
-    if isinstance(v, (list, tuple)) and all(isinstance(o, str) for o in v): v = v[0] if v else ''
+    several = isinstance(v, (list, tuple)) and all(isinstance(o, str) for o in v)
+    if several: v = v[0] if v else ''
     return as_text(v, column)
 
 def _label(v, column, names):
-    if isinstance(v, (str, bool)) or not isinstance(v, int): return as_text(v, column)
+    numbered = isinstance(v, int) and not isinstance(v, bool)
+    if not numbered: return as_text(v, column)
     if not 0<=v<len(names): raise RowError(column, f'a label must be from 0 to {len(names)-1}, got {v}')
     return names[v]
 
 # %% ../../nbs/data/messages.ipynb #502f3359
-def _named_columns(spec): return [name for _,name,_,_ in Formatter().parse(spec) if name is not None]
+def _named_columns(spec):
+    names = [name for _,name,_,_ in Formatter().parse(spec)]
+    return [name for name in names if name is not None]
 
 def check_spec(
     spec:str, columns, # A column name or a text with `{column}`; the columns there are
@@ -57,7 +61,9 @@ def check_spec(
         return QLoRAError(f'no column {name!r}{where}; {have}', key=key, value=spec, suggestion=nearest(name, columns))
     if spec in columns: return spec
     try: names = _named_columns(spec)
-    except ValueError as e: raise QLoRAError(f'{e}. A brace that is meant as such is doubled: {{{{ or }}}}', key=key, value=spec) from e
+    except ValueError as e:
+        said = f'{e}. A brace that is meant as such is doubled: {{{{ or }}}}'
+        raise QLoRAError(said, key=key, value=spec) from e
     if not names: raise no_column(spec)
     bad = next((name for name in names if name not in columns), None)
     if bad is not None: raise no_column(bad, f' for {{{bad}}}')
@@ -66,7 +72,8 @@ def check_spec(
 def fill(spec:str, row:dict)->str: # A column name or a text with `{column}`; one row
     "The text of a template for one row"
     if spec in row: return as_text(row[spec], spec)
-    return spec.format_map({name: as_text(row.get(name), name) for name in _named_columns(spec)})
+    values = {name: as_text(row.get(name), name) for name in _named_columns(spec)}
+    return spec.format_map(values)
 
 # %% ../../nbs/data/messages.ipynb #9620d8d9
 @dataclass(frozen=True)
@@ -86,13 +93,18 @@ class Asked:
         return self
 
 # %% ../../nbs/data/messages.ipynb #41326386
-_ROLES = dict(user='user human prompter customer', assistant='assistant gpt bot model chatgpt agent', system='system developer')
-ROLES = {word: role for role,words in _ROLES.items() for word in words.split()}
+_ROLES = '''
+user: user human prompter customer
+assistant: assistant gpt bot model chatgpt agent
+system: system developer'''
+_WORDS = dict(line.split(': ') for line in _ROLES.strip().splitlines())
+ROLES = {word: role for role,words in _WORDS.items() for word in words.split()}
 _KEYS = (('role', 'content'), ('from', 'value'))
 
 def _content(v, column):
     if isinstance(v, (list, tuple)) and v and all(isinstance(o, dict) for o in v):
-        other = next((o.get('type') for o in v if o.get('type')!='text'), None)
+        kinds = [o.get('type') for o in v]
+        other = next((kind for kind in kinds if kind!='text'), None)
         if other is not None: raise RowError(column, f'a message contains {other!r}, but only text can be trained on')
         v = ''.join(as_text(o.get('text'), column) for o in v)
     return as_text(v, column)
@@ -105,8 +117,9 @@ def _role(given, column):
     raise RowError(column, f'unknown role {given!r}; allowed are {", ".join(ROLES)}.{hint}')
 
 def _turn(turn, i, who, column):
-    role,content = who if who[0] in turn else next((o for o in _KEYS if o[0] in turn), who)
-    def lacks(key): return RowError(column, f'message {i+1} has no {key!r}; its keys are {", ".join(map(str, turn)) or "none"}')
+    role,content = next((o for o in (who, *_KEYS) if o[0] in turn), who)
+    keys = ', '.join(map(str, turn)) or 'none'
+    def lacks(key): return RowError(column, f'message {i+1} has no {key!r}; its keys are {keys}')
     if role not in turn: raise lacks(role)
     name = _role(turn[role], column)
     if content not in turn: raise lacks(content)
@@ -119,7 +132,9 @@ def _turns(v, who, column):
     if v in (None, '') or (isinstance(v, (list, tuple)) and not v): return []
     if isinstance(v, str):
         try: v = json.loads(v)
-        except ValueError as e: raise RowError(column, f'expected a list of messages, got text that is not JSON ({e})') from None
+        except ValueError as e:
+            said = f'expected a list of messages, got text that is not JSON ({e})'
+            raise RowError(column, said) from None
     if hasattr(v, 'tolist'): v = v.tolist()
     if not isinstance(v, (list, tuple)): raise RowError(column, f'expected a list of messages, got {described(v)}')
     bad = next((o for o in v if not isinstance(o, dict)), None)
@@ -145,7 +160,9 @@ def _pair(row, form): # → (prompt, answer)
     if more.strip(): prompt = f'{more}\n\n{prompt}' if form.name=='question_answer' else f'{prompt}\n\n{more}'
     return form.lead+prompt if prompt else prompt,answer
 
-def _exchange(prompt, answer): return [dict(role='user', content=prompt), dict(role='assistant', content=answer)]
+# %% ../../nbs/data/messages.ipynb #0b5388cc
+def _message(role, content): return dict(role=role, content=content)
+def _exchange(prompt, answer): return [_message('user', prompt), _message('assistant', answer)]
 
 # %% ../../nbs/data/messages.ipynb #5ce969c9
 def to_messages(
@@ -156,17 +173,18 @@ def to_messages(
     first = form.columns[0] if form.columns else None
     if asked.prompt: ms = _exchange(fill(asked.prompt, row), fill(asked.completion or 'completion', row))
     elif form.name in ('messages', 'sharegpt'): ms = _turns(row.get(first), form.who, first)
-    elif form.name=='text': return [dict(role='text', content=as_text(row.get(first), first))]
+    elif form.name=='text': return [_message('text', as_text(row.get(first), first))]
     elif turns_in(row.get(first)):
-        ms = [m for column,role in zip(form.columns, ('user', 'assistant')) for m in _said(row.get(column), role, column)]
+        given = zip(form.columns, ('user', 'assistant'))
+        ms = [m for column,role in given for m in _said(row.get(column), role, column)]
     else: ms = _exchange(*_pair(row, form))
     return _with_system(ms, row, asked)
 
 def _said(v, role, column):
     if turns_in(v): return _turns(v, _KEYS[0], column)
-    return [dict(role=role, content=as_text(v, column))]
+    return [_message(role, as_text(v, column))]
 
 def _with_system(ms, row, asked):
     if not asked.system or not ms or ms[0]['role']=='system': return ms
     text = fill(asked.system, row) if '{' in asked.system else asked.system
-    return [dict(role='system', content=text), *ms]
+    return [_message('system', text), *ms]

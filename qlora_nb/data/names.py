@@ -49,6 +49,7 @@ class Meaning:
     paths: tuple = () # `Path`s of a file, of the files of a pattern, or of a folder
     note: str = '' # What to say where it is a guess
 
+# %% ../../nbs/data/names.ipynb #143c9a3a
 def _variable(name, namespace):
     v = namespace[name]
     if holds_rows(v): return Meaning(name, 'variable')
@@ -63,10 +64,11 @@ def _pattern(name, path):
     if found: return Meaning(name, 'files', tuple(Path(o) for o in found))
     raise QLoRAError(f'no file matches {name!r}', value=name)
 
+# %% ../../nbs/data/names.ipynb #c32ff673
 def _hub(name, namespace):
     if is_path(name): raise no_such_path(name)
-    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name):
-        raise QLoRAError(f'{name!r} is not a file, a variable or a Hub id', value=name)
+    is_id = re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name)
+    if not is_id: raise QLoRAError(f'{name!r} is not a file, a variable or a Hub id', value=name)
     near = within(name, row_variables(namespace))
     guess = f'{name} is neither a file nor a variable, so it is looked for on the Hub. There is a variable {near}.'
     return Meaning(name, 'hub', note=guess if near else '')

@@ -28,7 +28,8 @@ def sample_html(where:str, runs)->str: # HTML
 # %% ../../nbs/data/preview.ipynb #67e24afc
 WIDTH,HEIGHT = 560,90 # Of the bars; units of the picture
 
-def _bar(low, high, rows, scale, top, cap): # Edges in tokens; rows; units per token; rows of the highest bar; `max_length`
+def _bar(low, high, rows, scale, top, cap):
+    "Edges in tokens; rows; units per token; rows of the highest bar; `max_length`"
     tall = max(1, HEIGHT*rows/top)
     wide = max(1, scale*(high-low)-1)
     colour = 'b' if cap and low>=cap else 'a'
@@ -41,8 +42,8 @@ def _cap_line(x, cap):
 
 def _bars(edges, counts, cap):
     scale,top = WIDTH/edges[-1],max(counts)
-    filled = [o for o in zip(edges, edges[1:], counts) if o[-1]]
-    bars = [_bar(*o, scale, top, cap) for o in filled]
+    ranges = zip(edges, edges[1:], counts)
+    bars = [_bar(*o, scale, top, cap) for o in ranges if o[-1]]
     if cap and cap<=edges[-1]: bars.append(_cap_line(scale*cap, cap))
     return ''.join(bars)
 
@@ -62,7 +63,8 @@ def svg_lengths(lengths, cap:int)->str: # Tokens of each row; `max_length`
 
 # %% ../../nbs/data/preview.ipynb #78850184
 SAMPLED = 20_000 # Rows on which padding is computed
-ORDERS = dict(random='random', group_by_length='similar lengths together, batches in random order', sequential='as given')
+ORDERS = dict(random='random', sequential='as given')
+ORDERS['group_by_length'] = 'similar lengths together, batches in random order'
 
 def waste(data)->list: # (kind of batch, share of padding)
     "Padding of the training rows under each kind of batch"
@@ -100,8 +102,9 @@ def run_figures(data)->list: # (name, value)
 # %% ../../nbs/data/preview.ipynb #2d73aced
 def telling(rows)->list: # An encoded set → (why, number of the kept row)
     "Rows worth a look"
-    picks = dict(first=0, longest=int(rows.kept.argmax()), shortest=int(rows.kept.argmin()))
-    if 'truncated' in rows.findings: picks['cut'] = int((rows.kept==rows.cap).argmax())
+    kept = rows.kept
+    picks = dict(first=0, longest=int(kept.argmax()), shortest=int(kept.argmin()))
+    if 'truncated' in rows.findings: picks['cut'] = int((kept==rows.cap).argmax())
     if len(rows)>2: picks['from the middle'] = len(rows)//2
     seen = {}
     for why,i in picks.items(): seen.setdefault(i, []).append(why)
@@ -115,21 +118,26 @@ def _fold(rows, why, i, is_open):
 
 def _found_html(rows):
     if not rows.findings: return tag('div', 'Nothing was cut, dropped or left out.', cls='dim')
-    found = [[f'{o.rows:,}', o.said, o.where, o.example] for o in rows.findings.values()]
-    return html_table(found, ('rows', 'what', 'first', ''), caption='What happened to rows', num=(0,))
+    found = rows.findings.values()
+    table = [[f'{o.rows:,}', o.said, o.where, o.example] for o in found]
+    head = ('rows', 'what', 'first', '')
+    return html_table(table, head, caption='What happened to rows', num=(0,))
 
 def set_html(rows)->str: # An encoded set → HTML
     "One set as the page shows it"
     table = html_table(figures(rows), caption=f'{rows.name}: {rows.source}')
     lead = tag('div', 'Rows as the model sees them. The underlined tokens are in the loss:', cls='dim')
-    folds = ''.join(_fold(rows, why, i, n==0) for n,(why,i) in enumerate(telling(rows)))
-    return table+svg_lengths(rows.lengths, rows.cap)+_found_html(rows)+html_notes(rows.said)+lead+folds
+    picture = svg_lengths(rows.lengths, rows.cap)
+    shown = telling(rows) # The first is open
+    folds = [_fold(rows, why, i, (why, i)==shown[0]) for why,i in shown]
+    return ''.join([table, picture, _found_html(rows), html_notes(rows.said), lead, *folds])
 
 # %% ../../nbs/data/preview.ipynb #95d25549
 def data_html(data)->str: # HTML
     "The whole report"
-    parts = [set_html(o)+(html_table(run_figures(data)) if o is data.train else '') for o in data.sets]
-    return ''.join(parts)+html_notes(data.said)
+    first,*more = map(set_html, data.sets)
+    run = html_table(run_figures(data))
+    return ''.join([first, run, *more, html_notes(data.said)])
 
 # %% ../../nbs/data/preview.ipynb #f90b1614
 def set_text(rows)->str: # An encoded set → lines of text
@@ -142,5 +150,7 @@ def set_text(rows)->str: # An encoded set → lines of text
 
 def data_text(data)->str: # Lines of text
     "The whole report for a terminal"
-    parts = [set_text(o)+('\n'+text_table(run_figures(data)) if o is data.train else '') for o in data.sets]
-    return '\n\n'.join(parts)+''.join(f'\n! {note}' for note in data.said)
+    first,*more = map(set_text, data.sets)
+    run = text_table(run_figures(data))
+    notes = ''.join(f'\n! {note}' for note in data.said)
+    return '\n\n'.join([f'{first}\n{run}', *more])+notes

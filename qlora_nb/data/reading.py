@@ -38,8 +38,8 @@ def file_error(path:Path, said:str)->QLoRAError: # The file; what is wrong with 
     return QLoRAError(f'{path.name}{said}', value=str(path))
 
 # %% ../../nbs/data/reading.ipynb #1a11d253
-_DESCRIBED = {list: 'a list', tuple: 'a list', dict: 'an object', str: 'text', bytes: 'bytes', int: 'a number', float: 'a number',
-    bool: 'true or false', type(None): 'null'}
+_DESCRIBED = {list: 'a list', tuple: 'a list', dict: 'an object', str: 'text', bytes: 'bytes',
+    int: 'a number', float: 'a number', bool: 'true or false', type(None): 'null'}
 
 def described(value)->str: # e.g. `a list`
     "What kind of value this is, in words"
@@ -173,7 +173,8 @@ def read_csv(path:Path): # → (line, row)
         columns = _columns(next(records, (1, []))[1], path)
         wanted = f'expected {len(columns)} fields ({", ".join(columns)})'
         for first,fields in records:
-            bad = next((broken[n] for n in range(first, reader.line_num+1) if n in broken), None) if broken else None
+            lines = range(first, reader.line_num+1)
+            bad = next((broken[n] for n in lines if n in broken), None) if broken else None
             if isinstance(fields, Unreadable): yield first,fields
             elif bad: yield first,bad
             elif not fields: continue

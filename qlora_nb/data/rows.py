@@ -50,7 +50,8 @@ class RowProblem:
 
     def side(self)->dict: # One line of the side file
         "What a person needs to repair the row"
-        return dict(file=self.part, line=self.line, column=self.fault.column, problem=self.fault.message, row=self.fault.raw)
+        fault = self.fault
+        return dict(file=self.part, line=self.line, column=fault.column, problem=fault.message, row=fault.raw)
 
 # %% ../../nbs/data/rows.ipynb #f1b89dfc
 KEPT = 100 # Problems held in memory; the side file has all
@@ -91,7 +92,8 @@ class Rows(Shown):
     def _unread(self):
         total = self.rows+self.unreadable
         where = f'. All of them are in {self.side}' if self.side else ''
-        return f'{self.unreadable:,} of {total:,} rows could not be read and are left out. The first: {self.problems[0]}{where}'
+        said = f'{self.unreadable:,} of {total:,} rows could not be read and are left out'
+        return f'{said}. The first: {self.problems[0]}{where}'
 
     def _facts(self):
         form = self.forms[0] if self.forms else None
@@ -194,10 +196,9 @@ def _checked_form(part, asked, group, strict):
     form = _form_of(part)
     if not form.columns_seen: return form
     if strict: asked.check(form)
-    if group and group not in form.columns_seen:
-        raise QLoRAError(f'{part.name} has no column {group!r}; the columns are {", ".join(form.columns_seen)}.', key='data.group', value=group,
-            suggestion=nearest(group, form.columns_seen))
-    return form
+    if not group or group in form.columns_seen: return form
+    said = f'{part.name} has no column {group!r}; the columns are {", ".join(form.columns_seen)}.'
+    raise QLoRAError(said, key='data.group', value=group, suggestion=nearest(group, form.columns_seen))
 
 def read(
     sources, # Lists of `Part`s, one list for each source
@@ -227,8 +228,10 @@ def read(
     finally: writer.close()
     names,units = tuple(o.name for _,o in flat),tuple(o.unit for _,o in flat)
     writer.hash.update(repr(names).encode())
-    return Rows(called, tuple(forms), _mapped(writer.path, folder), names, units, problems=writer.problems, unreadable=writer.bad,
-        not_utf8=writer.not_utf8, side=side if writer.bad else None, digest=writer.hash.hexdigest())
+    rows = Rows(called, tuple(forms), _mapped(writer.path, folder), names, units, digest=writer.hash.hexdigest())
+    rows.problems,rows.unreadable,rows.not_utf8 = writer.problems,writer.bad,writer.not_utf8
+    rows.side = side if writer.bad else None
+    return rows
 
 # %% ../../nbs/data/rows.ipynb #4f8d239d
 def no_rows(rows:Rows)->QLoRAError:

@@ -22,8 +22,8 @@ BATCH = 1000 # Rows that are converted at a time
 def _class_names(metadata): # Arrow schema metadata → {column: names}
     try: features = json.loads((metadata or {})[b'huggingface'])['info']['features']
     except (KeyError, ValueError): return {}
-    labels = {c: f for c,f in features.items() if isinstance(f, dict) and f.get('_type')=='ClassLabel'}
-    return {c: tuple(f['names']) for c,f in labels.items() if f.get('names')}
+    def is_label(f): return isinstance(f, dict) and f.get('_type')=='ClassLabel' and f.get('names')
+    return {c: tuple(f['names']) for c,f in features.items() if is_label(f)}
 
 def _from_batches(batches): # Arrow batches → (row number, row)
     number = 0
@@ -35,7 +35,9 @@ def _readable(batches, path):
     "Batches; one that is damaged ends in one line"
     import pyarrow as pa
     try: yield from batches
-    except (pa.ArrowException, OSError) as e: raise file_error(path, f' is damaged: {str(e).splitlines()[0][:120]}') from e
+    except (pa.ArrowException, OSError) as e:
+        first = str(e).splitlines()[0][:120]
+        raise file_error(path, f' is damaged: {first}') from e
 
 def _incomplete(path, what): return file_error(path, f' is not a complete {what} file ({path.stat().st_size:,} bytes)')
 
@@ -90,19 +92,25 @@ def file_parts(path:Path)->list[Part]:
 
 # %% ../../nbs/data/sources.ipynb #887bf865
 def _many(paths, where):
-    paths = [o for o in paths if o.is_file() and not o.name.startswith(('.', '_'))]
+    def visible(path): return path.is_file() and not path.name.startswith(('.', '_'))
+    paths = list(filter(visible, paths))
     good = [o for o in paths if kind(o) in SUFFIXES]
     if not good: raise QLoRAError(f'{where}: no file of a supported type{_others(paths)}. {_SUPPORTED}', value=where)
     splits = [split_named(o.stem) for o in good]
-    parts = [(split, part) for path,split in zip(good, splits) for part in file_parts(path)]
-    return [replace(part, split=split) if split and 'train' in splits else part for split,part in parts]
+    found = []
+    for path,split in zip(good, splits):
+        parts = file_parts(path)
+        if split and 'train' in splits: parts = [replace(o, split=split) for o in parts]
+        found += parts
+    return found
 
 def _others(paths):
     seen = sorted({o.suffix or o.name for o in paths})[:6]
     return f' (there are {", ".join(seen)})' if seen else ''
 
 # %% ../../nbs/data/sources.ipynb #2722d568
-def _is_saved(path): return (path/'dataset_dict.json').is_file() or (path/'state.json').is_file()
+_SAVED = ('dataset_dict.json', 'state.json') # Written by `save_to_disk`
+def _is_saved(path): return any((path/name).is_file() for name in _SAVED)
 
 def folder_parts(path:Path)->list[Part]:
     "The parts of a folder: files, or what `save_to_disk` wrote"
@@ -110,19 +118,27 @@ def folder_parts(path:Path)->list[Part]:
     from datasets import load_from_disk
     try: return table_parts(path.name, load_from_disk(str(path)))
     except QLoRAError: raise
-    except Exception as e: raise file_error(path, ' was written by save_to_disk, but some of its files are missing') from e
+    except Exception as e:
+        said = ' was written by save_to_disk, but some of its files are missing'
+        raise file_error(path, said) from e
 
 # %% ../../nbs/data/sources.ipynb #ae977bfa
 def _listed(values):
-    for number,value in enumerate(values, 1): yield number,as_row(value, repr(value)[:200])
+    for number,value in enumerate(values, 1):
+        raw = repr(value)[:200]
+        yield number,as_row(value, raw)
 
 def _frame_rows(frame):
     for start in range(0, len(frame), BATCH):
         part = frame.iloc[start:start+BATCH].astype(object)
-        yield from enumerate(part.where(part.notna(), None).to_dict('records'), start+1)
+        filled = part.where(part.notna(), None)
+        yield from enumerate(filled.to_dict('records'), start+1)
 
 # %% ../../nbs/data/sources.ipynb #7ff13b28
-def _polars_rows(frame): return enumerate((row for part in frame.iter_slices(BATCH) for row in part.to_dicts()), 1)
+def _polars_rows(frame):
+    rows = (row for part in frame.iter_slices(BATCH) for row in part.to_dicts())
+    return enumerate(rows, 1)
+
 def _table_rows(table): return _from_batches(table.to_batches(max_chunksize=BATCH))
 
 def _dataset_rows(dataset):
@@ -145,11 +161,14 @@ def _label_names(value):
     features = getattr(value, 'features', None) or {}
     return {c: tuple(f.names) for c,f in features.items() if type(f).__name__=='ClassLabel'}
 
-def _table_part(name, v, split='train'): return Part(name, partial(_reader(v), v), split, _label_names(v), 'row')
+def _table_part(name, value, split='train'):
+    rows = partial(_reader(value), value)
+    return Part(name, rows, split, _label_names(value), 'row')
 
 # %% ../../nbs/data/sources.ipynb #1c15272d
 def _columns(name, value): # A dict → its rows, or None
-    lists = {k: list(o) for k,o in value.items() if hasattr(o, '__iter__') and not isinstance(o, (str, bytes))}
+    def is_column(o): return hasattr(o, '__iter__') and not isinstance(o, (str, bytes))
+    lists = {k: list(o) for k,o in value.items() if is_column(o)}
     try: return column_rows(lists)
     except QLoRAError as e: raise QLoRAError(f'{name}: {e}', value=name) from e
 
@@ -165,7 +184,11 @@ def table_parts(name:str, value)->list[Part]: # As it is called in the notebook;
     raise QLoRAError(f'{name} must be {TABLES}, got a value of type {type(value).__name__}', value=name)
 
 # %% ../../nbs/data/sources.ipynb #339a400f
-def hub_parts(name:str, config:str|None=None, revision:str|None=None)->list[Part]: # Id; `data.name`; `data.revision`
+def hub_parts(
+    name:str, # Hub id
+    config:str|None=None, # Configuration, `data.name`
+    revision:str|None=None # `data.revision`
+)->list[Part]:
     "The splits of a dataset on the Hub"
     from datasets import load_dataset
     try: splits = load_dataset(name, config, revision=revision)
@@ -183,10 +206,11 @@ def choose(
     "The parts that are meant"
     have = list(dict.fromkeys(o.split for o in found))
     listed = ', '.join(have)
-    if split and split not in have:
-        raise QLoRAError(f'no split {split!r}; there are {listed}.', key='data.split', value=split, suggestion=nearest(split, have))
-    pick = split or next((o for o in _FIRST[use] if o in have), have[0] if len(have)==1 else None)
-    if pick is None: raise QLoRAError(f'there are the splits {listed}: name one under `data: {{split: …}}`', key='data.split')
+    def refused(said, **more): return QLoRAError(said, key='data.split', **more)
+    if split and split not in have: raise refused(f'no split {split!r}; there are {listed}.', value=split, suggestion=nearest(split, have))
+    wanted = (split,) if split else _FIRST[use]
+    pick = have[0] if len(have)==1 else next((o for o in wanted if o in have), None)
+    if pick is None: raise refused(f'there are the splits {listed}: name one under `data: {{split: …}}`')
     return [o for o in found if o.split==pick]
 
 # %% ../../nbs/data/sources.ipynb #18c6a8d1

@@ -15,7 +15,8 @@ from .rows import Rows, column
 def _by_group(rows, size, seed):
     "Row numbers of whole groups, until there are `size` rows"
     groups = {}
-    for i,key in enumerate(column(rows.dataset, 'group')): groups.setdefault(key, []).append(i)
+    keys = column(rows.dataset, 'group')
+    for i,key in enumerate(keys): groups.setdefault(key, []).append(i)
     names,held = sorted(groups),[]
     random.Random(seed).shuffle(names)
     while names and len(held)<size: held += groups[names.pop()]
@@ -23,8 +24,10 @@ def _by_group(rows, size, seed):
 
 def _part_of(rows, dataset, *how):
     "Some of the rows; what could not be read is told once, with the training rows"
-    told = dict(problems=[], unreadable=0, not_utf8=0, side=None) if how[0]=='held' else {}
-    return replace(rows, dataset=dataset, digest='|'.join(map(str, (rows.digest, *how))), **told)
+    digest = '|'.join(map(str, (rows.digest, *how)))
+    told = dict(problems=[], unreadable=0, not_utf8=0, side=None)
+    if how[0]!='held': told = {}
+    return replace(rows, dataset=dataset, digest=digest, **told)
 
 # %% ../../nbs/data/splits.ipynb #c1026008
 def split_off(
@@ -33,8 +36,9 @@ def split_off(
 )->tuple: # (training rows, held-out rows)
     "Hold rows out"
     n = rows.rows
-    if n<2: raise QLoRAError(f'{rows.source} has {n} row, too few to split off a validation set', key='data.validation_size')
-    if size>=n: raise QLoRAError(f'{size} of {n} rows would be held out; none would be left', key='data.validation_size', value=size)
+    def refused(said, **more): return QLoRAError(said, key='data.validation_size', **more)
+    if n<2: raise refused(f'{rows.source} has {n} row, too few to split off a validation set')
+    if size>=n: raise refused(f'{size} of {n} rows would be held out, and none would be left', value=size)
     if group: train,held = _grouped(rows, size if size>=1 else size*n, seed)
     else:
         split = rows.dataset.train_test_split(test_size=size, seed=seed)
@@ -44,7 +48,8 @@ def split_off(
 
 def _grouped(rows, size, seed):
     held = _by_group(rows, size, seed)
-    if len(held)==rows.rows: raise QLoRAError('all rows belong to the groups held out: there are too few groups', key='data.group')
+    all_held = 'all rows belong to the groups held out: there are too few groups'
+    if len(held)==rows.rows: raise QLoRAError(all_held, key='data.group')
     rest = sorted(set(range(rows.rows))-set(held))
     return rows.dataset.select(rest),rows.dataset.select(held)
 
@@ -57,7 +62,8 @@ def mix(
     if len(weights)!=len(names):
         raise QLoRAError(f'{len(names)} sources and {len(weights)} weights', key='data.weights', value=list(weights))
     members = [[] for _ in names] # Row numbers of each source
-    for i,source in enumerate(column(rows.dataset, 'source')): members[source].append(i)
+    numbers = column(rows.dataset, 'source')
+    for i,source in enumerate(numbers): members[source].append(i)
     unit = min(len(o)/weight for o,weight in zip(members, weights))
     rng,taken,told = random.Random(seed),[],[]
     for name,found,weight in zip(names, members, weights):
