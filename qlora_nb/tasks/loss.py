@@ -24,7 +24,8 @@ def trained_loss(
     labels = inputs['labels'][:, 1:] # (rows, tokens-1)
     kept = labels!=-100
     body = getattr(base, base.base_model_prefix)
-    hidden = body(**{k: v for k,v in inputs.items() if k!='labels'}, use_cache=False).last_hidden_state # (rows, tokens, width)
+    given = {k: v for k,v in inputs.items() if k!='labels'}
+    hidden = body(**given, use_cache=False).last_hidden_state # (rows, tokens, width)
     logits = base.get_output_embeddings()(hidden[:, :-1][kept]).float() # (kept, vocabulary)
     wanted = labels[kept] # (kept,)
     loss = cross_entropy(logits, wanted, reduction='sum')/(kept.sum() if count is None else count)
