@@ -67,7 +67,7 @@ def moves(lab, i): assert lab.step(i, after=lab.step(i, after=0))>1
 def stopped(lab, i, run):
     "A panel that has become a report, and a checkpoint of its very step"
     report = lab.output(i).locator('.qnb').last
-    expect(report).to_contain_text('stopped, can go on')
+    expect(report).to_contain_text('stopped, can be resumed')
     expect(lab.output(i).locator('.widget-html')).to_have_count(0)
     n,last = lab.step(i),events(lab, run)[-1]
     assert (last['event'], last['step'])==('stopped', n) and (lab.server.root/'runs'/run/f'checkpoint-{n}'/'trainer_state.json').exists()
@@ -83,7 +83,7 @@ def again(lab, name):
     lab.shutdown()
     lab.open(name)
     everything = lab.page.locator('.jp-Notebook').inner_text()
-    assert 'stopped, can go on' in everything and 'Error displaying widget' not in everything and 'model not found' not in everything
+    assert 'stopped, can be resumed' in everything and 'Error displaying widget' not in everything and 'model not found' not in everything
 
 def test_before_training(lab):
     shutil.copy(root/'nbs'/'examples'/'quickstart.ipynb', lab.server.root/'quickstart.ipynb')
@@ -120,7 +120,7 @@ def test_interrupt_and_open_again(lab, prepared):
     assert not [d for c in nb.cells for o in c.outputs for d in o.get('data', ()) if 'widget' in d]
     again(lab, path.name)
     report = lab.output(3).locator('.qnb')
-    expect(report).to_contain_text('stopped, can go on')
+    expect(report).to_contain_text('stopped, can be resumed')
     expect(report.locator('svg')).to_be_visible()
     legible(lab)
     nb.cells[0].source += '\n'

@@ -1,4 +1,4 @@
-"Memory that is not enough, numbers that are none, a disk that is full: each for real where it can be"
+"Memory that is not enough, NaN, a disk that is full: each for real where it can be"
 import builtins, errno, json, math, os, shutil, subprocess, sys
 from contextlib import contextmanager
 import pytest, tiny
@@ -55,7 +55,7 @@ def test_memory_that_is_not_enough_is_met_with_smaller_micro_batches(folder, tmp
     said,r = squeezed(folder, tmp_path, 'capped', 'not enough memory before step 1')
     assert not said and r['status']=='finished' and r['split'][0]<32 and r['split'][0]*r['split'][1]==32
     note = next(n for n in r['notes'] if n.startswith('not enough memory before step 1, on the longest batch: 32 rows of up to'))
-    assert '32 rows of up to 2' in note and '; the plan has ' in note and 'still 32 rows per step' in note
+    assert '32 rows of up to 2' in note and '. The plan has ' in note and 'still 32 rows per step' in note
     assert len(r['losses'])==len(free['losses'])==2 and all(abs(a[1]-b[1])<TOLERANCE for a,b in zip(r['losses'], free['losses']))
 
 def test_asked_it_ends_with_the_smaller_setting_in_words(folder, tmp_path):
@@ -68,7 +68,7 @@ def test_in_the_middle_of_a_run_no_step_is_lost(folder, tmp_path):
     assert not said and r['status']=='finished' and r['split'][0]<32 and [s for s,_ in r['losses']]==[1, 2]
     assert any(n.startswith('not enough memory at step 2: 32 rows') for n in r['notes'])
 
-# ---- numbers that are none
+# ---- NaN
 
 def test_a_rate_that_is_far_too_high_is_stopped_before_it_spoils_the_adapter(folder, tmp_path):
     import torch
@@ -78,9 +78,9 @@ def test_a_rate_that_is_far_too_high_is_stopped_before_it_spoils_the_adapter(fol
         if run.step==3 and not poison:
             poison.append(1)
             with torch.no_grad(): run.trainer.model.get_base_model().model.norm.weight[0] = math.nan
-    with pytest.raises(QLoRAError, match='the loss is not a number at step 4, on training rows') as e: train(text, ROWS, name='run', on_change=watch)
+    with pytest.raises(QLoRAError, match='the loss is NaN or infinite at step 4, on training rows') as e: train(text, ROWS, name='run', on_change=watch)
     run = current()
-    assert len(str(e.value).splitlines())==1 and 'the last good checkpoint is checkpoint-3' in str(e.value) and run.next.endswith(str(run.folder))
+    assert len(str(e.value).splitlines())==1 and 'The last good checkpoint is checkpoint-3' in str(e.value) and run.next.endswith(str(run.folder))
     assert math.isnan(run.losses[-1][1]) and run.losses[-1][0]==4 and math.isnan(curves(run.folder)[0][-1][1]) is True or events(run.folder)[-2]['event']=='not a number'
     assert resume(str(run.folder), text, ROWS).status=='finished'
 
@@ -96,7 +96,7 @@ def test_the_rows_of_a_bad_batch_are_named(folder, tmp_path):
     rows = tiny.rows(12)
     rows[7] = dict(prompt='who is on the Z', completion='the cat')
     text = cell(bad, tmp_path, preflight='false', num_train_epochs=1, per_device_train_batch_size=1)
-    with pytest.raises(QLoRAError, match=r'not a number at step \d, on training rows 8 \("\[INST\] who is on the Z') as e: train(text, dict(rows=rows, held=tiny.rows(2, 100)), name='run')
+    with pytest.raises(QLoRAError, match=r'NaN or infinite at step \d, on training rows 8 \("\[INST\] who is on the Z') as e: train(text, dict(rows=rows, held=tiny.rows(2, 100)), name='run')
     run = current()
     assert run.checkpoints==([f'checkpoint-{run.step}'] if run.step else []) and all(not flaw(p) for p in checkpoints(run.folder))
     assert torch.isfinite(torch.cat([p.flatten() for p in run.trainer.model.parameters() if p.requires_grad])).all() and str(e.value).count('\n')==0

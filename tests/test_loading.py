@@ -15,7 +15,7 @@ def config(bits=4, double=True, kind='nf4'):
 
 both = pytest.mark.parametrize('compute', ['bfloat16', 'float32']) # Whichever of them this CPU would take
 
-def repacks(): # does this processor take bitsandbytes' repacking path?
+def repacks(): # does this CPU take bitsandbytes' repacking path?
     l = bnb.nn.Linear4bit(64, 64, quant_type='nf4')
     return getattr(l, 'support_avx512bf16_for_cpu', False)
 
@@ -47,7 +47,7 @@ def test_an_evaluation_pass_changes_no_gradient(folder, compute):
     before,after = gradients(model),gradients(evaluated(model))
     assert all(torch.equal(before[k], after[k]) for k in before)
 
-@pytest.mark.skipif(not repacks(), reason='this processor has no AVX512-BF16, so bitsandbytes does not repack')
+@pytest.mark.skipif(not repacks(), reason='this CPU has no AVX512-BF16, so bitsandbytes does not repack')
 def test_without_the_guard_an_evaluation_pass_breaks_the_gradients(folder):
     model = adapted(folder, guarded=False)
     before,after = gradients(model),gradients(evaluated(model))
@@ -81,7 +81,7 @@ def test_adapter_gradients_equal_plain_torch_on_the_same_weights(folder):
     assert ours.keys()==theirs.keys() and worst<1e-4
 
 def test_a_width_that_the_cpu_kernel_gets_wrong_is_refused():
-    with pytest.raises(QLoRAError, match='96 wide; on a CPU 4-bit layers need a multiple of 64'): guard(torch.nn.Sequential(bnb.nn.Linear4bit(96, 64)))
+    with pytest.raises(QLoRAError, match='96 wide. On a CPU, 4-bit layers need a multiple of 64'): guard(torch.nn.Sequential(bnb.nn.Linear4bit(96, 64)))
 
 def nf4_reference(w, blocksize=64):
     "Blocks of the flat weight, scaled by their absolute maximum, to the nearest code"
@@ -127,7 +127,7 @@ def response(status):
     return answer
 
 @pytest.mark.parametrize('cause,said', [(errors.GatedRepoError('401 Client Error', response=response(401)), 'm is gated: accept its terms on its hub page'),
-    (errors.LocalEntryNotFoundError('x'), 'm is not on this machine and the hub cannot be reached; use a folder or `demo`'), (None, 'm cannot be loaded: line 1'),
+    (errors.LocalEntryNotFoundError('x'), 'm is not on this machine and the hub cannot be reached. Use a folder or `demo`'), (None, 'm cannot be loaded: line 1'),
     (errors.RevisionNotFoundError('x', response=response(404)), "m has no revision 'v9'")])
 def test_what_the_hub_answers(cause, said):
     "transformers wraps what it was told in an OSError of several lines"

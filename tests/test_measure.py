@@ -15,8 +15,11 @@ from test_resume import ROWS, cell
 CPU = S(kind='cpu')
 
 @pytest.mark.slow
+@pytest.mark.parametrize('dtype', ['as chosen', 'float32'])
 @pytest.mark.parametrize('quantization', ['bits: 4', 'bits: 4, bnb_4bit_use_double_quant: false', 'bits: 8', 'bits: none'])
-def test_what_stays_is_what_the_plan_says(quantization):
+def test_what_stays_is_what_the_plan_says(quantization, dtype, monkeypatch):
+    "With the compute dtype of this CPU, and with that of a CPU without AVX512-BF16"
+    if dtype=='float32': monkeypatch.setenv('QLORA_NB_CPU_DTYPE', 'float32')
     from peft import get_peft_model
     from qlora_nb.training.loading import load_base, upcast_adapters
     from qlora_nb.methods.lora import lora_config

@@ -115,12 +115,12 @@ def test_a_changed_rate_is_applied_and_said(stopped):
 def test_another_split_of_the_same_rows_is_applied(stopped, whole):
     run,text = stopped
     again = resume(str(run.folder), text(per_device_train_batch_size=1, gradient_accumulation_steps=4, lora='').replace('0.1', '0.1'), ROWS)
-    assert any('micro-batch: 2 × 2 → 1 × 4, applied: still 4 rows a step' in n for n in again.notes)
+    assert any('micro-batch: 2 × 2 → 1 × 4, applied: still 4 rows per step' in n for n in again.notes)
     assert again.step==15 and [s for s,_ in again.losses]==list(range(1, 16)) and abs(again.losses[-1][1]-whole[3][-1][1])<.2
 
 @pytest.mark.parametrize('change,rows,said', [
     (dict(lora=', r: 8'), ROWS, r'lora.r was 16 and is 8 now \(the adapter in the checkpoint has another shape\)'),
-    (dict(gradient_accumulation_steps=3), ROWS, r'rows a step was 2 × 2 = 4 and is 2 × 3 = 6 now'),
+    (dict(gradient_accumulation_steps=3), ROWS, r'rows per step was 2 × 2 = 4 and is 2 × 3 = 6 now'),
     (dict(seed=1), ROWS, 'training.seed was 42 and is 1 now'), (dict(num_train_epochs=.5), ROWS, 'the checkpoint is at step'),
     ({}, dict(ROWS, rows=tiny.rows(17)), 'training rows was 18 rows, .* and is 17 rows')])
 def test_what_cannot_be_applied_is_refused_and_nothing_is_written(stopped, change, rows, said):

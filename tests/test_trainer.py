@@ -26,7 +26,12 @@ def test_a_run_to_its_end(cell):
     assert [e['step'] for e in events(run) if e['event']=='log' and 'loss' in e]==list(range(1, 31))
     assert 'whole: finished' in (run.folder/'report.md').read_text() and '<svg' in (run.folder/'report.html').read_text()
 
-def test_the_adapter_is_read_back_by_peft_alone(cell, folder):
+@pytest.fixture(params=['as chosen', 'float32'])
+def compute(request, monkeypatch):
+    "The dtype of the matrix products: what this CPU takes, and what one without AVX512-BF16 takes"
+    if request.param=='float32': monkeypatch.setenv('QLORA_NB_CPU_DTYPE', 'float32')
+
+def test_the_adapter_is_read_back_by_peft_alone(cell, folder, compute):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -63,6 +68,39 @@ def test_the_second_interrupt_returns_at_once_and_the_worker_ends_soon(cell):
     gate.set()
     assert run._done.wait(30) and run.status=='stopped' and run.step<20
 
+def test_the_end_is_shown_before_the_cell_returns(cell):
+    "However slow the last redraw is"
+    shown = []
+    def slow(run):
+        if run.running: return
+        time.sleep(1.5)
+        shown.append(str(run))
+    run = train(cell(max_steps=1), NS, name='slow', on_change=slow)
+    assert len(shown)==1 and 'slow: finished' in shown[0] and (run.folder/'report.md').read_text()==shown[0]+'\n'
+
+def test_a_panel_that_hangs_at_the_end_does_not_keep_the_cell(cell, monkeypatch):
+    from qlora_nb.training import run as room
+    monkeypatch.setattr(room, 'LAST', .5)
+    gate = threading.Event()
+    def hangs(run):
+        if not run.running: gate.wait(60)
+    run = train(cell(max_steps=1), NS, on_change=hangs)
+    assert run.status=='finished' and not run._done.is_set() and (run.folder/'report.html').is_file()
+    assert train(cell(max_steps=1), NS).status=='finished' # and nothing stands in the way of the next run
+    gate.set()
+    assert run._done.wait(10)
+
+def test_an_interrupt_ends_the_wait_for_a_panel_that_hangs(cell):
+    gate = threading.Event()
+    def hangs(run):
+        if run.running: return
+        _thread.interrupt_main()
+        gate.wait(60)
+    begun = time.time()
+    run = train(cell(max_steps=1), NS, on_change=hangs)
+    gate.set()
+    assert run.status=='finished' and time.time()-begun<25
+
 def test_background(cell):
     run = start(new_run(cell(max_steps=200), 'bg'), NS)
     with pytest.raises(QLoRAError, match='bg is still running'): new_run(cell())
@@ -81,7 +119,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(cell, tmp_path, folder):
     w = load_file(bad/'model.safetensors')
     w['model.norm.weight'][3] = math.nan
     save_file(w, bad/'model.safetensors', dict(format='pt'))
-    with pytest.raises(QLoRAError, match=r'the loss is not a number at step 1, on training rows \d+, \d+ \(".*"\); no checkpoint had been saved. Try a lower training.learning_rate') as e:
+    with pytest.raises(QLoRAError, match=r'the loss is NaN or infinite at step 1, on training rows \d+, \d+ \(".*"\). No checkpoint had been saved. Try a lower training.learning_rate') as e:
         train(cell().replace(str(folder), str(bad)), NS)
     assert current().status=='failed' and len(str(e.value).splitlines())==1 and current().step==0
     assert math.isnan(current().losses[-1][1])

@@ -148,4 +148,4 @@ def _reliefs(section): return [('target_modules', 'attention-only')] if section.
 
 LORA = Method('lora', 'LoRA', Lora, (4, 8, 'none'), _tensors, _trains, _attach, _title, _describe, 'PEFT: A is r × in, B is out × r',
     targets=_targets, weights=_weights, walk=_walk, untraced=_untraced, notes=_notes, grows='r', variants=_variants, reliefs=_reliefs,
-    merge=('float32', 'bfloat16', 'float16'), fixed=FIXED, bare=dict(lora_dropout=0.))
+    merge=('float32', 'bfloat16', 'float16'), fixed=FIXED, initial=('init_lora_weights',), bare=dict(lora_dropout=0.))

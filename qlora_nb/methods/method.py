@@ -46,6 +46,7 @@ class Method:
     packing: bool = True # Whether it works with packed rows
     merge: tuple = () # Storages into which the result can be merged
     fixed: dict = field(default_factory=dict) # Setting → why a resumed run may not change it
+    initial: tuple = () # Settings that act only before step 1, so that a resumed run may change them to no effect
     bare: dict = field(default_factory=dict) # Settings of a job that names none, where they differ from the section's defaults
 
     def __hash__(self): return hash(self.name)

@@ -11,6 +11,8 @@ from ..errors import QLoRAError
 from ..facts.hardware import attention
 from ..methods.storage import stored_as
 from ..store.hub import explain, meaning
+from ..tasks.causal_lm import CAUSAL_LM
+from ..tasks.task import Task
 
 # %% ../../nbs/training/loading.ipynb #29680bd4
 def model_source(model:str)->str: # `demo`, a folder or a hub id → what `from_pretrained` is given
@@ -18,24 +20,30 @@ def model_source(model:str)->str: # `demo`, a folder or a hub id → what `from_
     if model=='demo':
         from qlora_nb.facts.demo import model_path
         return str(model_path())
-    p = Path(model).expanduser()
-    if not p.exists(): return model
-    if not (p/'config.json').is_file(): raise QLoRAError(f'{model} is a folder without config.json', key='model', value=model)
-    return str(p)
+    path = Path(model).expanduser()
+    if not path.exists(): return model
+    if (path/'config.json').is_file(): return str(path)
+    raise QLoRAError(f'{model} is a folder without config.json', key='model', value=model)
 
 def _refused(model, e, revision=None):
-    advice = '; use a folder or `demo`' if meaning(e)=='offline' else ''
+    advice = '. Use a folder or `demo`' if meaning(e)=='offline' else ''
     return QLoRAError(explain(e, model, revision=revision)+advice, key='model', value=model)
 
 # %% ../../nbs/training/loading.ipynb #c7d70465
-def load_tokenizer(model:str, revision:str|None=None, trust_remote_code:bool=False): # → a tokenizer that has a padding token
-    "The tokenizer of `model`; padding falls back to `<unk>`, then to EOS, which is safe since labels never come from the padding id"
+def load_tokenizer(
+    model:str, # `demo`, folder or hub id
+    revision:str|None=None, # Branch, tag or commit on the hub
+    trust_remote_code:bool=False # Whether code of the model's repository may run
+): # A tokenizer that has a padding token
+    "The tokenizer of `model`; raises QLoRAError where there is none, or none that can end an answer"
     from transformers import AutoTokenizer
-    try: tok = AutoTokenizer.from_pretrained(model_source(model), revision=revision, trust_remote_code=trust_remote_code)
+    source = model_source(model)
+    try: tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as e: raise _refused(model, e, revision) from e
-    if tok.eos_token is None: raise QLoRAError('this tokenizer has no end-of-sequence token, so an answer could never end', key='model', value=model)
-    if tok.pad_token is None: tok.pad_token = tok.unk_token or tok.eos_token
-    return tok
+    if tokenizer.eos_token is None:
+        raise QLoRAError('this tokenizer has no end-of-sequence token, so an answer could never end', key='model', value=model)
+    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
 
 # %% ../../nbs/training/loading.ipynb #9d63effd
 def guard(model):
@@ -43,7 +51,10 @@ def guard(model):
     import bitsandbytes as bnb
     for name,m in model.named_modules():
         if not isinstance(m, bnb.nn.Linear4bit): continue
-        if m.in_features%64: raise QLoRAError(f'{name} is {m.in_features} wide; on a CPU 4-bit layers need a multiple of 64 (bitsandbytes computes others wrongly). Use `bits: 8`, `bits: none`, or a GPU', key='quantization.bits', value=4)
+        if m.in_features%64:
+            message = (f'{name} is {m.in_features} wide. On a CPU, 4-bit layers need a multiple of 64, since bitsandbytes computes '
+                'others wrongly. Use `bits: 8`, `bits: none`, or a GPU')
+            raise QLoRAError(message, key='quantization.bits', value=4)
         m.support_avx512bf16_for_cpu = False
     return model
 
@@ -52,27 +63,37 @@ def load_base(
     model:str, # `demo`, folder or hub id
     config, # The whole config: `quantization`, `revision`, `trust_remote_code`
     device, # `hardware.Device`
-    compute:str='float32' # Compute dtype by name, from `hardware.precision`
+    compute:str='float32', # Compute dtype by name, from `hardware.precision`
+    task:Task=CAUSAL_LM # Says which class of transformers loads the model
 ): # A frozen `PreTrainedModel`
-    "Load the base model, quantised as the config says"
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    q,dtype,src = config.quantization,getattr(torch, compute),model_source(model)
-    rest = torch.float32 if device.kind=='cpu' and q.bits!='none' else dtype
-    kw = dict(revision=config.revision, trust_remote_code=config.trust_remote_code)
+    "Load the base model, quantised as the config says; raises QLoRAError where that is not possible"
+    import torch, transformers
+    quantization,dtype = config.quantization,getattr(torch, compute)
+    on_cpu,quantised = device.kind=='cpu',quantization.bits!='none'
+    source = dict(pretrained_model_name_or_path=model_source(model), revision=config.revision,
+        trust_remote_code=config.trust_remote_code)
+    where = dict(cpu=None, mps={'': 'mps'}).get(device.kind, {'': 0})
     try:
-        cfg = AutoConfig.from_pretrained(src, **kw)
-        if getattr(cfg, 'is_encoder_decoder', False): raise QLoRAError(f'{model} is an encoder-decoder ({cfg.model_type}); only causal language models are trained here', key='model', value=model)
-        m = AutoModelForCausalLM.from_pretrained(src, dtype=rest, **stored_as(q, compute).load_kwargs(dtype),
-            attn_implementation=attention(device, config.training.max_length), device_map=dict(cpu=None, mps={'': 'mps'}).get(device.kind, {'': 0}), **kw)
+        _check_task(model, transformers.AutoConfig.from_pretrained(**source), task)
+        base = getattr(transformers, task.auto_class).from_pretrained(**source, device_map=where,
+            dtype=torch.float32 if on_cpu and quantised else dtype,
+            attn_implementation=attention(device, config.training.max_length),
+            **stored_as(quantization, compute).load_kwargs(dtype))
     except (OSError, ValueError, ImportError) as e: raise _refused(model, e, config.revision) from e
-    m.config.use_cache = False
-    return guard(m) if device.kind=='cpu' and q.bits==4 else m
+    base.config.use_cache = False
+    return guard(base) if on_cpu and quantization.bits==4 else base
+
+def _check_task(model, architecture, task):
+    if getattr(architecture, 'is_encoder_decoder', False)==task.encoder_decoder: return
+    kind = 'an encoder-decoder' if not task.encoder_decoder else 'no encoder-decoder'
+    message = f'{model} is {kind} ({architecture.model_type}), which the task {task.name} does not train'
+    raise QLoRAError(message, key='model', value=model)
 
 # %% ../../nbs/training/loading.ipynb #754d411b
 def upcast_adapters(model, dtype:str='float32')->int: # → how many tensors were cast
     "Trainable parameters into `dtype`, in place"
     import torch
-    todo = [p for p in model.parameters() if p.requires_grad and p.dtype!=getattr(torch, dtype)]
-    for p in todo: p.data = p.data.to(getattr(torch, dtype))
-    return len(todo)
+    wanted = getattr(torch, dtype)
+    others = [p for p in model.parameters() if p.requires_grad and p.dtype!=wanted]
+    for p in others: p.data = p.data.to(wanted)
+    return len(others)

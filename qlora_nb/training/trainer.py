@@ -14,7 +14,7 @@ from transformers.utils.notebook import NotebookProgressCallback
 from trl import SFTConfig, SFTTrainer
 from ..data.batching import grouped
 from ..errors import QLoRAError
-from ..methods.lora import LORA
+from ..methods.register import find_method
 from ..render import fmt_bytes
 from ..store.checkpoints import checkpoints, latest, step_of
 from ..store.folder import go_on, write_about
@@ -162,7 +162,8 @@ class Trainer(Saving, Resuming, SFTTrainer):
 def make_trainer(run, base)->Trainer:
     "A trainer on the prepared rows of a run"
     set_seed(run.config.training.seed)
-    return Trainer(run, LORA.attach(base, run.config.lora, CAUSAL_LM))
+    method = find_method(run.config.method)
+    return Trainer(run, method.attach(base, run.config.section, CAUSAL_LM))
 
 # %% ../../nbs/training/trainer.ipynb #e867f2c1
 def learn(run):

@@ -11,7 +11,7 @@ from functools import wraps
 import torch
 from transformers import TrainerCallback
 from ..errors import QLoRAError
-from ..methods.lora import LORA
+from ..methods.register import find_method
 from ..store.folder import write_about
 from ..tasks.generate import answers
 from .guard import chance, longest_batch, not_a_number, preflight, put_back
@@ -95,9 +95,9 @@ def dead(
 @timed
 def on_pre_optimizer_step(self:Watch, args, state, control, model=None, **kw):
     self.check_finite(state)
-    names = [] if state.global_step else dead(model, LORA.trains)
+    names = [] if state.global_step else dead(model, find_method(self.run.config.method).trains)
     if names:
-        raise QLoRAError(f'{len(names)} adapter tensors get no gradient, so they would learn nothing. '
+        raise QLoRAError(f'{len(names)} trained tensors get no gradient, so they would learn nothing. '
             f'The first is {names[0]}. Does the model use this layer?')
     self.trainer.whole = False
 
