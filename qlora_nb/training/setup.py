@@ -9,15 +9,16 @@ __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows'
 # %% ../../nbs/training/setup.ipynb #fbe51be7
 import importlib.util, json, math, os, sys, time
 from contextlib import nullcontext
-from ..config.schema import resolve
+from ..config.resolve import resolve
 from ..data.gate import prepare
 from ..data.sources import table_parts
 from ..errors import QLoRAError
-from ..facts import hardware
+from ..facts.hardware import precision
+from ..facts.machine import detect, pick_gpu
 from ..methods.register import find_method
 from ..methods.storage import stored_as
 from ..planning.planner import plan
-from ..planning.page import LEGEND
+from ..planning.terms import LEGEND
 from ..render import fmt_bytes
 from ..store.mirror import on_hub, ready
 from ..store.checkpoints import curves, events, rewind, step_of
@@ -81,9 +82,9 @@ def keep_rows(run, space):
 # %% ../../nbs/training/setup.ipynb #3bd83772
 def look(run, space): # `space`: the notebook's variables
     "Find the device, resolve the config on it, and gather what there is to say"
-    chosen = hardware.pick_gpu()
-    run.device = hardware.detect()
-    run.precision = hardware.precision(run.device, run.config.quantization.bnb_4bit_compute_dtype)
+    chosen = pick_gpu()
+    run.device = detect()
+    run.precision = precision(run.device, run.config.quantization.bnb_4bit_compute_dtype)
     run.where = describe(run.config, run.device, run.precision)
     run.kept = kept_rows(run, space)
     run.config = resolve(run.config, space | run.kept, device=run.device)
