@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from qlora_nb.config.cell import parse
 from qlora_nb.config.complete import complete
 from qlora_nb.config.renamed import FORMER, FORMER_VALUES, GONE
-from qlora_nb.config.resolve import for_device, resolve
+from qlora_nb.config.resolve import resolve
 from qlora_nb.config.schema import SCHEDULES, fields, sections
 from qlora_nb.config.value import Config
 from qlora_nb.config.words import allowed, choices, docs_table
@@ -402,8 +402,10 @@ def test_a_model_folder_must_exist(tmp_path):
 
 def test_what_the_architecture_says():
     c = resolve(parse(BASE+'training: {max_length: 8192}\nlora: {target_modules: [q_proj]}'), architecture=LLAMA)
-    assert c.training.max_length==4096 and c.sources['training.max_length']=='derived' and c.notes==['training.max_length: 8,192 is beyond the 4,096 positions of Llama-2-7B, so 4,096 is used']
-    assert resolve(parse(BASE), architecture=LLAMA)==parse(BASE) and resolve(parse(BASE), architecture=replace(LLAMA, max_position_embeddings=None))==parse(BASE)
+    assert c.training.max_length==4096 and c.sources['training.max_length']=='derived'
+    assert c.notes==['training.max_length: 8,192 is beyond the 4,096 positions of Llama-2-7B, so 4,096 is used']
+    unlimited = replace(LLAMA, max_position_embeddings=None)
+    assert resolve(parse(BASE), architecture=LLAMA)==parse(BASE)==resolve(parse(BASE), architecture=unlimited)
     with pytest.raises(QLoRAError) as e: resolve(parse(BASE+'lora: {target_modules: [q_proj, gat_proj]}'), architecture=LLAMA)
     p, = e.value.errors
     assert str(p)=="line 3, lora.target_modules: Llama-2-7B has no linear layer 'gat_proj' to adapt; it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj. Did you mean 'gate_proj'?"

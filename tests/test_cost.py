@@ -1,6 +1,5 @@
 "Operations, seconds, hours, dollars: against the published runs, and as arithmetic"
 import json
-from dataclasses import replace
 
 import pytest
 from conftest import root

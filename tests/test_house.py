@@ -1,9 +1,7 @@
 "The house stands: no circle, no arrow that points up, no folder with a public verb's name, and figures within their limits"
-import sys
+import pytest, qlora_nb, sys
 from pathlib import Path
 from types import ModuleType
-import pytest
-import qlora_nb
 from conftest import root
 
 sys.path.insert(0, str(root/'tools'))

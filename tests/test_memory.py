@@ -418,7 +418,8 @@ def test_a_layer_keeps_what_the_real_one_keeps(kind, attention, method):
     assert ours==theirs-16*(kind=='falcon')
 
 
-of_lora = dict(stored=st.sampled_from(['nf4', 'fp4', 'int8', None]), double_quant=st.booleans(), r=st.integers(1, 80), use_dora=st.booleans(), lora_dropout=st.sampled_from([0., .1]))
+of_lora = dict(stored=st.sampled_from(['nf4', 'fp4', 'int8', None]), double_quant=st.booleans(), r=st.integers(1, 80), use_dora=st.booleans(),
+    lora_dropout=st.sampled_from([0., .1]))
 of_step = dict(batch=st.integers(1, 4), length=st.integers(1, 70), accumulation=st.integers(1, 2), checkpointing=st.booleans(),
     attention=st.sampled_from(['eager', 'sdpa', 'flash_attention_2']), optim=st.sampled_from(['adamw_torch', 'adamw_torch_fused', 'paged_adamw_32bit', 'sgd']),
     dtype=st.sampled_from(['bfloat16', 'float16']), learned=st.sampled_from([1., .3]), device=st.sampled_from(['cuda', 'cpu']), capability=st.sampled_from([(7, 5), (8, 0), (9, 0)]))

@@ -1,6 +1,5 @@
 "What a name under `data.train` means: the cell and the reading of rows give the same answer"
-import sys
-import pytest
+import pytest, sys
 from qlora_nb.config.cell import parse
 from qlora_nb.config.resolve import resolve
 from qlora_nb.data.names import meaning

@@ -33,8 +33,7 @@ def outputs(request, monkeypatch):
     shell.display_pub = CapturingDisplayPublisher(shell=shell)
     def saved():
         cell = {}
-        for number,message in enumerate(shell.display_pub.outputs):
-            cell[message['transient'].get('display_id', number)] = message['data']
+        for n,message in enumerate(shell.display_pub.outputs): cell[message['transient'].get('display_id', n)] = message['data']
         return list(cell.values())
     yield saved
     InteractiveShell.clear_instance()

@@ -1,6 +1,5 @@
 "The trace: what must hold whatever the numbers are"
-import random
-import pytest
+import pytest, random
 
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.estimate import estimate

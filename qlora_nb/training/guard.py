@@ -223,6 +223,7 @@ def _plateau(losses):
     if last<=.05 or not .98*before<=last<=1.02*before: return ''
     return f'The training loss has stood at {last:.3g} for the last third of the steps: more steps alone will not help.'
 
+# %% ../../nbs/training/guard.ipynb #576ba1b3
 def _overfitting(losses, evals):
     if len(evals)<3 or not losses: return ''
     step,best = min(evals, key=lambda e: e[1])

@@ -9,7 +9,6 @@ __all__ = ['QUANTISED', 'GROUPS', 'STEPS', 'held', 'process_peak', 'memory_now',
 import contextlib, os, sys
 from dataclasses import dataclass
 from pathlib import Path
-from ..errors import QLoRAError
 from ..planning.fit import moving
 from ..planning.terms import LEGEND
 
@@ -27,6 +26,7 @@ def _constants(layer, p):
     nested = state.state2
     return [state.absmax, state.code, state.offset, *([] if nested is None else [nested.absmax, nested.code])]
 
+# %% ../../nbs/training/measure.ipynb #b6ae7890
 class _Count:
     "Bytes by group; a storage that several tensors share counts once"
     def __init__(self): self.sizes,self.seen = dict.fromkeys(GROUPS, 0),set()

@@ -35,7 +35,8 @@ def memory_figures(memory)->list: # (name, value)
 
 def figures(run)->list: # (name, value) in the order shown
     "The numbers of a run in words"
-    rows = [('step', f'{run.step} of {run.total or "?"}'), ('time', fmt_time(run.seconds))]
+    rows = [('step', f'{run.step} of {run.total or "?"}'),
+        ('time', fmt_time(run.seconds))]
     if eta(run) is not None: rows.append(('left', fmt_time(eta(run))))
     if run.losses: rows.append(('loss', f'{run.losses[-1][1]:.4f}'))
     if run.evals: rows.append(('validation loss', f'{run.evals[-1][1]:.4f}'))
@@ -49,7 +50,8 @@ def curve(run)->str: # SVG
     "Training loss, with the validation points"
     first,last = (run.losses[0][1],run.losses[-1][1]) if run.losses else (float('nan'),)*2
     label = f'Loss of {run.name}: {first:.3f} at the first step, {last:.3f} at step {run.step} of {run.total}'
-    series = [('training loss', run.losses, 'var(--qnb-a)'), ('validation loss', run.evals, 'var(--qnb-b)')]
+    series = [('training loss', run.losses, 'var(--qnb-a)'),
+        ('validation loss', run.evals, 'var(--qnb-b)')]
     return svg_curve(series, label, xmax=run.total)
 
 def samples_html(run)->str: # HTML
@@ -71,7 +73,8 @@ def against_rows(memory)->list: # Rows of text
 
 def _against_html(memory):
     if not memory.against: return ''
-    table = html_table(against_rows(memory), AGAINST_HEAD, num=(1, 2, 3))
+    table = html_table(against_rows(memory), AGAINST_HEAD,
+        num=(1, 2, 3))
     return tag('details', tag('summary', 'Plan against measurement')+table)
 
 # %% ../../nbs/training/report.ipynb #ede3131f
@@ -91,15 +94,18 @@ def run_html(run)->str: # HTML fragment
     colour = dict(finished='ok', failed='bad').get(run.status, '')
     head = tag('h4', f'{escape(run.name)} · {tag("span", state(run), cls=colour)}')
     label = f'step {run.step} of {run.total or "?"}'
-    bar = tag('progress', '', value=run.step, max=run.total or 1, aria_label=label)
+    bar = tag('progress', '', value=run.step,
+        max=run.total or 1, aria_label=label)
     items = [tag('li', f'{escape(name)} {tag("b", escape(value))}') for name,value in figures(run)]
     parts = [head, tag('div', escape(run.where), cls='dim'), bar, tag('ul', ''.join(items)),
         curve(run) if run.losses else '', samples_html(run), _against_html(run.memory), html_notes(run.notes), _end_html(run)]
     return ''.join(parts)
 
 def _end_html(run):
-    if run.error is None and not _shows_files(run): return tag('div', escape(run.how_to_stop), cls='dim')
-    error = html_notes([run.error], 'note bad') if run.error is not None else ''
+    if run.error is None and not _shows_files(run): return tag('div',
+        escape(run.how_to_stop), cls='dim')
+    error = html_notes([run.error],
+        'note bad') if run.error is not None else ''
     return error+(html_table(files(run), caption='Files') if _shows_files(run) else '')
 
 # %% ../../nbs/training/report.ipynb #41ef9f49
@@ -112,7 +118,9 @@ def run_text(run)->str: # Lines of text
         (first,high),(last,low) = run.losses[0],run.losses[-1]
         lines.append(f'loss: {high:.4f} at step {first}, {low:.4f} at step {last}')
     lines += [f'step {step}, {prompt}: {answer}' for step,pairs in run.samples[-1:] for prompt,answer in pairs]
-    if run.memory.against: lines += ['', text_table(against_rows(run.memory), AGAINST_HEAD, num=(1, 2, 3)), '']
+    if run.memory.against: lines += ['',
+        text_table(against_rows(run.memory), AGAINST_HEAD, num=(1, 2, 3)), '']
     if run.error is not None: lines.append(str(run.error))
-    if _shows_files(run): lines += [f'{what}: {where}' for what,where in files(run)]
+    if _shows_files(run): lines += [f'{what}: {where}'
+        for what,where in files(run)]
     return '\n'.join(lines)

@@ -10,7 +10,6 @@ import json, math, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from ..errors import QLoRAError
 from ..render import Shown
 from ..store.folder import Lock, go_on, redact
 from .report import run_html, run_text
@@ -48,12 +47,39 @@ class Memory:
         self.now,self.kind = now,kind
         self.peak = max(self.peak or 0, peak)
 
-# %% ../../nbs/training/run.ipynb #462bfb37
+# %% ../../nbs/training/run.ipynb #8ed524bd
 HOW_TO_STOP = ('To stop, interrupt the kernel (■): the current step finishes and a full checkpoint is saved. '
     'A second ■ ends the cell at once.')
 
+class _Answers(Shown):
+    "What can be asked of a run"
+    @property
+    def name(self): return self.folder.name
+    @property
+    def running(self): return not self._over.is_set()
+    @property
+    def seconds(self): return self.seconds_before+(self.ended or time.time())-self.started
+    @property
+    def next(self):
+        "The command that resumes it, or an empty string"
+        if self.status not in ('stopped', 'failed') or not self.checkpoints: return ''
+        return go_on(self.folder)
+    @property
+    def best(self):
+        "The step with the lowest validation loss, or None"
+        def rank(point): return not math.isfinite(point[1]), point[1]
+        return min(self.evals, key=rank, default=(None, None))[0]
+
+    def __str__(self): return run_text(self)
+    def _html(self): return run_html(self)
+    def _ipython_display_(self):
+        from IPython.display import display
+        if not self.shown: display(self._repr_mimebundle_(), raw=True)
+        self.shown = False
+
+# %% ../../nbs/training/run.ipynb #462bfb37
 @dataclass(eq=False, repr=False)
-class Run(Shown):
+class Run(_Answers):
     "One training run: what it is, how it goes, what it leaves behind"
     config: object # `Config`, resolved as soon as the device and the rows are known
     folder: Path # Where everything about it is kept
@@ -110,30 +136,6 @@ class Run(Shown):
         self.where = self.where or str(self.config.model)
         self.total = self.config.training.max_steps
         self.notes = [*self.config.notes, *self.notes]
-
-    @property
-    def name(self): return self.folder.name
-    @property
-    def running(self): return not self._over.is_set()
-    @property
-    def seconds(self): return self.seconds_before+(self.ended or time.time())-self.started
-    @property
-    def next(self):
-        "The command that resumes it, or an empty string"
-        if self.status not in ('stopped', 'failed') or not self.checkpoints: return ''
-        return go_on(self.folder)
-    @property
-    def best(self):
-        "The step with the lowest validation loss, or None"
-        def rank(point): return not math.isfinite(point[1]), point[1]
-        return min(self.evals, key=rank, default=(None, None))[0]
-
-    def __str__(self): return run_text(self)
-    def _html(self): return run_html(self)
-    def _ipython_display_(self):
-        from IPython.display import display
-        if not self.shown: display(self._repr_mimebundle_(), raw=True)
-        self.shown = False
 
 # %% ../../nbs/training/run.ipynb #4c8e1987
 @patch

@@ -101,6 +101,7 @@ def read_progress(checkpoint)->dict:
 
 def _copied(metrics): return {name: list(values) for name,values in metrics.items()}
 
+# %% ../../nbs/training/saving.ipynb #b434c110
 @patch
 def evaluation_is_due(self:Saving)->bool:
     "Whether the validation of this step is still to be done"
@@ -110,6 +111,7 @@ def evaluation_is_due(self:Saving)->bool:
     done = any(log.get('step')==state.global_step and 'eval_loss' in log for log in state.log_history)
     return not done and (state.epoch==int(state.epoch) or state.global_step>=state.max_steps)
 
+# %% ../../nbs/training/saving.ipynb #583c2698
 @patch
 def progress_now(self:Saving)->dict:
     "What transformers' checkpoint leaves out"

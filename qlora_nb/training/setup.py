@@ -7,7 +7,7 @@ __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows'
            'collect', 'check_changes', 'take_up', 'load_model']
 
 # %% ../../nbs/training/setup.ipynb #fbe51be7
-import importlib.util, json, math, os, sys, time
+import importlib.util, math, os, sys, time
 from contextlib import nullcontext
 from ..config.resolve import resolve
 from ..data.gate import prepare

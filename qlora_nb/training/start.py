@@ -49,6 +49,7 @@ def _or_stop(run):
     run.on_change()
     if run._stop.is_set(): raise Abandoned
 
+# %% ../../nbs/training/start.ipynb #433d7fba
 def unexpected(e)->QLoRAError:
     "One line for an error that nobody foresaw; its traceback is kept"
     lines = str(e).strip().splitlines()
@@ -110,8 +111,7 @@ def new_folder(config, name:str|None=None)->Path:
     while True:
         try: folder.mkdir(parents=True)
         except FileExistsError: n += 1
-        except OSError as e:
-            raise QLoRAError(f'{folder} cannot be made: {e.strerror}', key='output.output_dir', value=str(folder)) from e
+        except OSError as e: raise QLoRAError(f'{folder} cannot be made: {e.strerror}', key='output.output_dir', value=str(folder)) from e
         else: return folder
         folder = first.with_name(f'{first.name}-{n}')
 

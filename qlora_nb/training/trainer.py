@@ -42,8 +42,7 @@ def sft_config(
     "The `training` section as TRL's own config"
     training,trackers = config.training,config.tracking.report_to
     same = {k: getattr(training, k) for k in SAME if getattr(training, k) is not None}
-    if validation and training.eval_strategy!='no':
-        same |= dict(eval_strategy=training.eval_strategy, eval_steps=training.eval_steps)
+    if validation and training.eval_strategy!='no': same |= dict(eval_strategy=training.eval_strategy, eval_steps=training.eval_steps)
     packing = training.packing is True
     in_order = training.train_sampling_strategy=='sequential'
     on_device = dict(use_cpu=device.kind=='cpu', dataloader_pin_memory=device.kind in ('cuda', 'rocm'),

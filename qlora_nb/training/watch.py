@@ -64,6 +64,7 @@ def on_step_end(self:Watch, args, state, control, **kw):
     elif 0<save_every<time.time()-self.saved: control.should_save = True
     sample(run)
 
+# %% ../../nbs/training/watch.ipynb #7e01656f
 @patch
 @timed
 def on_epoch_end(self:Watch, args, state, control, **kw):
