@@ -133,8 +133,7 @@ class Run(_Answers):
     def __post_init__(self):
         self.folder = Path(self.folder)
         self.lock = Lock(self.folder).take()
-        self.where = self.where or str(self.config.model)
-        self.total = self.config.training.max_steps
+        self.where,self.total = self.where or str(self.config.model),self.config.training.max_steps
         self.notes = [*self.config.notes, *self.notes]
 
 # %% ../../nbs/training/run.ipynb #4c8e1987
