@@ -20,7 +20,8 @@ from qlora_nb.quiet import quiet
 from qlora_nb.facts.models import find, from_config
 from qlora_nb.render import fmt_bytes, text_table
 from qlora_nb.simulation.job import detect, make_job, stack
-from qlora_nb.simulation.trace import _run, trace
+from qlora_nb.simulation.run import run
+from qlora_nb.simulation.trace import trace
 
 LIMIT = .015
 CPU = dict(device='cpu', optim='adamw_torch', lora_dropout=.05)
@@ -61,7 +62,8 @@ def folder_of(arch, where):
 def loaded(job, where):
     from transformers import AutoModelForCausalLM
     dtype = torch.float32 if job.stack==OWN else torch.bfloat16 # As `load_base` does; the raw loop casts later
-    m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=dtype, attn_implementation=job.attention, **job.storage.load_kwargs(torch.bfloat16))
+    m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=dtype, attn_implementation=job.attention,
+        **job.storage.load_kwargs(torch.bfloat16))
     m.config.use_cache = False
     return m if job.storage.bits==8 else guard(m)
 
@@ -168,7 +170,7 @@ def real(job, where): # → bytes at the peak, [(bytes, who)] of what the steps 
     return sum(held.values())+best,[(n, '') for n in held.values()]+list(at_peak.values())
 
 def traced_blocks(job): # → [(bytes, what)] at the peak
-    log = _run(job, job.arch.num_hidden_layers)
+    log = run(job, job.arch.num_hidden_layers)
     second,total,best,live,at_peak = log.segments.index(('second', '', None)),0,-1,{},{}
     for i,sign,s in log.events:
         size,category = log.blocks[i]

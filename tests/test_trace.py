@@ -1,11 +1,13 @@
 "The trace: what must hold whatever the numbers are"
 import pytest, random
+from dataclasses import replace
 
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.estimate import estimate
 from qlora_nb.facts.models import find, from_config
 from qlora_nb.simulation.job import detect, make_job, stack
-from qlora_nb.simulation.trace import _Pool, CATEGORIES, Log, trace
+from qlora_nb.simulation.allocator import CATEGORIES, Log, Pool
+from qlora_nb.simulation.trace import trace
 
 SHAPE = dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, vocab_size=512)
 def arch(**changes): return from_config({**SHAPE, **changes}, 'tiny')
@@ -111,7 +113,7 @@ def test_threads():
 
 def test_pool():
     "Blocks handed out never overlap, and all of them come back joined"
-    pool,held,rng = _Pool(True),[],random.Random(0)
+    pool,held,rng = Pool(True),[],random.Random(0)
     for _ in range(2000):
         if held and rng.random()<.5: pool.give(held.pop(rng.randrange(len(held))))
         else: held.append(pool.take(512*rng.randint(1, 400)))
