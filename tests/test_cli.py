@@ -31,7 +31,7 @@ def test_json(config, capsys):
 def test_text_and_markdown(config, capsys):
     _,text,_ = run(capsys, 'plan', config, '--gpu', 'T4')
     _,md,_ = run(capsys, 'plan', config, '--gpu', 'T4', '--markdown')
-    assert text.startswith('Llama-2-7B') and 'Fits:' in text and md.startswith('### Llama-2-7B') and '| card | usable |' in md
+    assert text.startswith('Llama-2-7B') and 'Fits:' in text and md.startswith('### Llama-2-7B') and '| GPU | usable |' in md
 
 
 def test_a_model_needs_no_file(capsys):

@@ -9,8 +9,8 @@ from hypothesis import Phase, given, settings, strategies as st
 
 from qlora_nb.planning import fit as home
 from qlora_nb.errors import QLoRAError
-from qlora_nb.planning.fit import (BASE, CONTEXT, KEYS, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, knobs, largest, loading, peak, reserved,
-    solve, solved_for, spread, suggest)
+from qlora_nb.planning.fit import BASE, CONTEXT, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, loading, peak, reserved, spread
+from qlora_nb.planning.advice import KEYS, SOLVED, knobs, largest, solve, solved_for, suggest
 from qlora_nb.facts.hardware import Device, gpu
 from qlora_nb.facts.models import find
 from qlora_nb.render import GiB
@@ -145,7 +145,7 @@ def test_solved_values_fit_and_one_more_does_not(job, gib, key):
 
 
 def test_solving_what_cannot_be_solved():
-    assert solve(JOB, 'batch', Machine(Device('cuda', 'x'))) is None and solved_for(JOB.changed(method='full'))==home.SOLVED
+    assert solve(JOB, 'batch', Machine(Device('cuda', 'x'))) is None and solved_for(JOB.changed(method='full'))==SOLVED
     assert solve(JOB.changed(method='full', dtype='float32'), 'batch', T4)==0
     with pytest.raises(QLoRAError, match="Did you mean 'batch'"): solve(JOB, 'bach', T4)
 

@@ -155,7 +155,7 @@ def test_json_has_what_programs_need():
 
 def test_no_card_no_verdict():
     p = plan(CELL)
-    assert p.verdict=='unknown' and p.margin is None and p.largest['batch'] is None and p.suggestion is None and 'Name a card' in str(p) and len(p.cards)>20
+    assert p.verdict=='unknown' and p.margin is None and p.largest['batch'] is None and p.suggestion is None and 'Name a GPU' in str(p) and len(p.cards)>20
 
 
 def test_cards_without_a_figure_are_left_out():
@@ -199,7 +199,8 @@ def test_all_forms_show_the_same_rows():
     t.feed(p._repr_html_())
     assert not t.open and len(t.labels)==4 and all('GiB' in l and 'T4 has 14.56 GiB' in l for l in t.labels)
     shown = ' '.join(t.cells)
-    for rows in (f(p) for f in (planpage.numbers, planpage.methods, planpage.cards, planpage.knob_rows, planpage.phases, planpage.load_rows, planpage.solved)):
+    tables = planpage.numbers,planpage.methods,planpage.gpu_rows,planpage.setting_rows,planpage.phases,planpage.load_rows,planpage.solved
+    for rows in (f(p) for f in tables):
         for cell in (str(f'{c:,}' if isinstance(c, int) else c) for row in rows for c in row):
             share = re.fullmatch(r'[\d,]+ \((.*%)\)', cell) # the page has the count as the title of the share
             assert (share[1] if share else cell) in shown and cell in str(p) and cell.replace('|', '\\|') in p.to_markdown()

@@ -37,8 +37,7 @@ class Estimate(Shown):
     def group(self, *names): return sum(t.bytes for t in self.terms if t.group in names)
     def text(self): return text_table(_rows(self), TERM_HEAD, self.caption, num=(1,))
     def __str__(self): return '\n'.join([self.text(), *self.notes])
-    def _html(self):
-        return tag('h4', escape(self.caption))+html_table(_rows(self), TERM_HEAD)+html_notes(self.notes, 'note info')
+    def _html(self): return tag('h4', escape(self.caption))+html_table(_rows(self), TERM_HEAD)+html_notes(self.notes, 'note info')
 
 # %% ../../nbs/planning/estimate.ipynb #533248fe
 def _rows(estimate, least=2**20):

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'TRACED', 'WASTE', 'WASTE_FROM', 'CONTEXT', 'LIBRARIES', 'PROCESS', 'BASE', 'VERDICTS', 'SHARDINGS',
-           'DIVIDED', 'SHARD', 'SOLVED', 'SETTING', 'KEYS', 'Peak', 'peak', 'moving', 'reserved', 'Fit', 'Machine',
-           'gathered', 'spread', 'fit', 'Loading', 'loading', 'largest', 'solved_for', 'resized', 'solve', 'Knob',
-           'knobs', 'Suggestion', 'suggest']
+           'DIVIDED', 'SHARD', 'Peak', 'alike', 'peak', 'moving', 'reserved', 'Fit', 'Machine', 'gathered', 'spread',
+           'fit', 'Loading', 'loading']
 
 # %% ../../nbs/planning/fit.ipynb #05418fb4
 from dataclasses import dataclass, replace
@@ -52,7 +51,7 @@ def _peak(job, engine):
     return Peak(t.tensors, dict(t.phases), t.binding, c, t.paged, tuple(t.reserved))
 
 # %% ../../nbs/planning/fit.ipynb #c0a568f3
-def _alike(job):
+def alike(job):
     generation = (7, 5) if job.capability<(8, 0) else (8, 0) if job.capability<(9, 0) else (9, 0)
     return replace(job, capability=generation, accumulation=min(job.accumulation, 2))
 
@@ -62,7 +61,7 @@ def peak(
 )->Peak:
     "The peak of a job"
     if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
-    return _peak(_alike(job), engine)
+    return _peak(alike(job), engine)
 
 # %% ../../nbs/planning/fit.ipynb #fd20ad4d
 WASTE = dict(eager=(.10, .61), sdpa=(.02, .37))
@@ -130,8 +129,7 @@ class Machine:
 # %% ../../nbs/planning/fit.ipynb #8ab41004
 DIVIDED = ('weights', 'rest', 'adapters', 'gradients', 'optimizer')
 
-def _buckets(job):
-    return 4*count(job.trained)
+def _buckets(job): return 4*count(job.trained)
 
 def gathered(job:Job, peak:Peak)->int: # Bytes
     "What FSDP holds whole beside its share: two layers, and what belongs to no layer"
@@ -198,174 +196,3 @@ def _local(source):
     "Sizes of the weight files beside a local config.json"
     try: return [f.stat().st_size for f in Path(source).parent.glob('*.safetensors')] if source.endswith('config.json') and '://' not in source else []
     except OSError: return []
-
-# %% ../../nbs/planning/fit.ipynb #a19b0bc2
-def _guess(at, good, bad, room):
-    "Where the straight line through two known values reaches the room"
-    other = bad if bad in at else max((n for n in at if n<good), default=None)
-    if other is None: return 2*good
-    slope = (at[other]-at[good])/(other-good)
-    return good+int((room-at[good])/slope) if slope else bad
-
-def largest(
-    need, # Bytes as a function of a whole number, never falling
-    room:int, # Bytes there are
-    top:int, # Largest value to consider
-    at:dict|None=None # Needs that are known already; what is evaluated is added
-)->int: # 0 when even 1 does not fit
-    "The largest number up to `top` whose need is within `room`"
-    at,tries = {} if at is None else at,0
-    if 1 not in at: at[1] = need(1)
-    if at[1]>room: return 0
-    while True:
-        good,bad = max(n for n in at if at[n]<=room and n<=top),min([n for n in at if at[n]>room]+[top+1])
-        if bad-good<=1: return good
-        n = (good+bad)//2 if tries%4==3 else min(max(_guess(at, good, bad, room), good+1), bad-1)
-        at[n],tries = need(n),tries+1
-
-# %% ../../nbs/planning/fit.ipynb #d83292a4
-SOLVED = dict(batch=4096, length=2**20) # What is solved for, and the largest value to consider
-SETTING = 4096 # The same for the setting of a method whose size costs memory, e.g. LoRA's rank
-
-def solved_for(job:Job)->dict: # Name → largest value to consider
-    "What can be solved for: micro-batch, length, and the setting of the method that costs memory"
-    return SOLVED | ({job.method.grows: SETTING} if job.method.grows else {})
-
-def resized(job:Job, key:str, n:int)->Job: # `batch`, `length` or a setting of the method; its new value
-    "A job of another size"
-    return job.changed(**{key: n})
-
-@lru_cache(512)
-def _evaluated(job, key, gpus, sharding, kind, beside): return {}
-
-def solve(
-    job:Job, # What stays as it is
-    key:str, # batch, length, or the setting of the method that costs memory, e.g. `r`
-    machine:Machine, # With known memory
-    own:Peak|None=None # A traced peak of `job`; the formula is scaled to it
-)->int|None: # 0: not even 1 fits; None: the capacity is not known
-    "The largest micro-batch, length or rank that fits"
-    tops = solved_for(job)
-    if key not in tops: raise QLoRAError(f"solved for are {', '.join(tops)}.", value=key, suggestion=nearest(key, tops))
-    if machine.device.memory is None: return None
-    top = tops[key]
-    if key=='length': top = min(top, job.arch.max_position_embeddings or top)
-    off = own.tensors-peak(job).tensors if own else 0
-    at = _evaluated(_alike(resized(job, key, 1)), key, machine.gpus, machine.sharding, machine.device.kind, machine.beside)
-    return largest(lambda n: fit(resized(job, key, n), machine).device[1], machine.device.memory-off, top, at)
-
-# %% ../../nbs/planning/fit.ipynb #dff392e0
-@dataclass(frozen=True)
-class Knob:
-    "One setting, changed"
-    name: str # What is changed
-    said: str # From what to what
-    bytes: int # What tensors and paged state grow by at the peak
-    fit: Fit # The changed job on the card
-
-def _changes(job):
-    "Name, what changes, and the changed job"
-    j,base = job,job.storage
-    yield 'micro-batch + 1',f'{j.batch} → {j.batch+1}',replace(j, batch=j.batch+1)
-    yield 'length × 2',f'{j.length:,} → {2*j.length:,}',replace(j, length=2*j.length)
-    for key,value in j.method.variants(j.section):
-        yield f'{j.method.name}.{key}',f'{_word(getattr(j.section, key))} → {_word(value)}',j.changed(**{key: value})
-    yield 'gradient checkpointing',_switch(j.checkpointing),replace(j, checkpointing=not j.checkpointing)
-    if base.bits==4: yield 'double quantisation',_switch(base.double_quant),j.changed(double_quant=not base.double_quant)
-    if base.quantised: yield '16-bit base',f'{base.name} → {j.dtype}',j.changed(stored=j.dtype)
-    if base.bits==4: yield '8-bit base',f'{base.name} → int8',j.changed(stored='int8')
-    if j.method.adapters and not base.quantised: yield '4-bit base',f'{base.name} → nf4',j.changed(stored='nf4')
-    for optim in ('adamw_torch', 'adamw_8bit', 'sgd'):
-        if optim!=j.optim: yield 'optimizer '+optim,f'{j.optim} → {optim}',replace(j, optim=optim)
-
-def _word(value): return ', '.join(value) if isinstance(value, tuple) else value
-def _switch(on): return 'on → off' if on else 'off → on'
-
-# %% ../../nbs/planning/fit.ipynb #d1644f12
-def knobs(job:Job, machine:Machine)->list[Knob]: # Dearest first
-    "What one change costs or saves"
-    def size(j): return peak(j).tensors+peak(j).paged
-    whole = machine.gpus>1 and machine.sharding=='fsdp'
-    changed = [(name, said, new) for name,said,new in _changes(job) if not (whole and new.storage.bits==8)]
-    return sorted((Knob(name, said, size(j)-size(job), fit(j, machine)) for name,said,j in changed), key=lambda k: -k.bytes)
-
-# %% ../../nbs/planning/fit.ipynb #0a13614c
-KEYS = dict(batch='training.per_device_train_batch_size', accumulation='training.gradient_accumulation_steps',
-    checkpointing='training.gradient_checkpointing', double_quant='quantization.bnb_4bit_use_double_quant', optim='training.optim',
-    bits='quantization.bits', length='training.max_length')
-
-@dataclass(frozen=True)
-class Suggestion:
-    "A changed config that fits, or fits better"
-    changes: dict # Config key → new value
-    job: Job # The changed job
-    fit: Fit # Its verdict
-    why: str # In words
-
-def _divisors(n): return [d for d in range(1, n+1) if n%d==0]
-
-@dataclass(frozen=True)
-class _Relief:
-    "One change that saves memory"
-    key: str # Of the config
-    value: object # New value there
-    changes: dict # The same for `Job.changed`
-
-def _relief(name, value): return _Relief(KEYS[name], value, {name: value})
-
-def _reliefs(job, cuda):
-    "The least intrusive first; what is so already is left out"
-    optim = 'paged_adamw_8bit' if cuda else 'adamw_8bit'
-    if job.batch!=1: yield _relief('batch', 1)
-    if not job.checkpointing: yield _relief('checkpointing', True)
-    if job.storage.bits==4 and not job.storage.double_quant: yield _relief('double_quant', True)
-    if job.optim!=optim: yield _relief('optim', optim)
-    if not job.storage.quantised: yield _Relief(KEYS['bits'], 4, dict(stored='nf4'))
-    for n in (2048, 1024, 512, 256):
-        if n<job.length: yield _relief('length', n)
-    for key,value in job.method.reliefs(job.section): yield _Relief(f'{job.method.name}.{key}', value, {key: value})
-
-# %% ../../nbs/planning/fit.ipynb #eeba35a2
-def _relieved(job, machine):
-    "The fewest changes with which the job fits, by key; None when nothing helps"
-    def fits(done): return fit(_applied(job, done), machine).verdict=='fits'
-    done = {}
-    for relief in _reliefs(job, machine.device.kind=='cuda'):
-        done[relief.key] = relief
-        if fits(done): break
-    else: return None
-    for key in list(done)[::-1]:
-        fewer = {k: r for k,r in done.items() if k!=key}
-        if fewer and fits(fewer): done = fewer
-    return done
-
-def _applied(job, done):
-    for relief in done.values(): job = job.changed(**relief.changes)
-    return job
-
-def _spread_batch(job, total, machine):
-    "The largest micro-batch that fits and divides the effective batch"
-    for d in reversed(_divisors(total)):
-        if d<=4096 and fit(_split(job, d, total), machine).verdict=='fits': return d
-    return 0
-
-def _split(job, batch, total): return replace(job, batch=batch, accumulation=total//batch)
-
-# %% ../../nbs/planning/fit.ipynb #a8452078
-def suggest(
-    job:Job, # As the config has it, its `accumulation` included
-    machine:Machine # With known memory
-)->Suggestion|None: # None: nothing to improve, or nothing that helps
-    "Another config with the same effective batch"
-    if machine.device.memory is None or not job.method.adapters: return None
-    total,good = job.batch*job.accumulation,fit(job, machine).verdict=='fits'
-    done = {} if good else _relieved(job, machine)
-    if done is None: return None
-    now = _applied(job, done)
-    b = _spread_batch(now, total, machine)
-    if not b or (good and b<=job.batch): return None
-    new = _split(now, b, total)
-    out = {k: r.value for k,r in done.items() if k!=KEYS['batch']}
-    if b!=job.batch: out |= {KEYS['batch']: b, KEYS['accumulation']: total//b}
-    why = f'fits, with the same effective batch of {total}' if not good else f'there is room for a micro-batch of {b}: the same effective batch of {total} in fewer passes'
-    return Suggestion(out, new, fit(new, machine), why)

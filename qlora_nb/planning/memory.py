@@ -144,8 +144,8 @@ def _added(job, n):
 def _base(job):
     "The frozen base"
     arch,dtype = job.arch,job.dtype
-    if not job.storage.quantised:
-        return [term('weights', 'weights', [(arch.num_parameters, 'parameters', SIZE[dtype])], dtype, 'frozen')]
+    whole = [(arch.num_parameters, 'parameters', SIZE[dtype])]
+    if not job.storage.quantised: return [term('weights', 'weights', whole, dtype, 'frozen')]
     quantised = [l for l in arch.linears if l.quantised]
     return [*stored_terms(quantised, job.storage), _rest(arch, dtype, job.stack.upcast)]
 

@@ -12,14 +12,16 @@ from functools import cached_property
 
 from .time import MILLION, Cost, Work, cost, work
 from ..errors import QLoRAError, nearest
-from .fit import ENGINES, Fit, Machine, Peak, fit, knobs, loading, peak, solve, solved_for, spread, suggest
+from .fit import ENGINES, Fit, Machine, Peak, fit, loading, peak, spread
+from .advice import knobs, solve, solved_for, suggest
 from ..facts.hardware import Device, Precision, attention, gpu, gpus, precision
 from ..facts.machine import glance
 from .bands import seen
 from .memory import Budget, resident
 from ..facts.architecture import Architecture
 from ..facts.models import find
-from .page import plan_html, plan_markdown, plan_text
+from .page import plan_markdown, plan_text
+from .page_html import plan_html
 from ..render import Shown, fmt_bytes
 from ..methods.full import FULL
 from ..methods.method import Method
@@ -176,7 +178,8 @@ def _job_dict(j):
 
 def _option_dict(o):
     b,f = o.budget,o.fit
-    return dict(method=o.method.name, storage=o.storage.name, asked=o.asked, states_bytes=b.total, trainable=b.trainable, tensors_bytes=f.tensors, device_bytes=f.device, verdict=f.verdict)
+    return dict(method=o.method.name, storage=o.storage.name, asked=o.asked, states_bytes=b.total, trainable=b.trainable,
+        tensors_bytes=f.tensors, device_bytes=f.device, verdict=f.verdict)
 
 # %% ../../nbs/planning/planner.ipynb #a5b040b7
 def _numbers_dict(p):
@@ -275,6 +278,7 @@ def _jobs(config, arch, device, longest, learned):
     if asked.method.adapters: more.append((asked.method, storage(other, config.quantization.bnb_4bit_use_double_quant)))
     return [asked, *(job_for(config, arch, device, method, stored, longest, learned) for method,stored in more)]
 
+# %% ../../nbs/planning/planner.ipynb #09136760
 def _for_run(config, device):
     from qlora_nb.config.resolve import for_device
     return for_device(config, device)[1]

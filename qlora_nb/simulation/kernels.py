@@ -31,11 +31,13 @@ def _masked(job, aten):
     def index(tr, x, indices):
         if not is_mask(indices): return aten.index.Tensor(x, indices)
         mask = indices[0]
-        n = max(1, round(mask.numel()*job.learned))
+        n = max(1,
+            round(mask.numel()*job.learned))
         with tr.scratch(8*n*mask.dim()): return tr.see(x.new_empty((n, *x.shape[mask.dim():])))
     def put(op):
         def index_put(tr, x, indices, values, *args, **kw):
-            if not is_mask(indices): return op(x, indices, values, *args, **kw)
+            if not is_mask(indices): return op(x,
+                indices, values, *args, **kw)
             with tr.scratch(3*8*values.shape[0]): return x
         return index_put
     def scatter(tr, x, mask, source):
@@ -65,7 +67,8 @@ def _int8_ops(torch, bnb):
         shape = *A.shape[:-1],B.shape[0]
         with tr.scratch(4*n, *half): return tr.see(A.new_empty(shape, dtype=dtype or torch.float16))
     def mixed(tr, A, CA, CB, SCA, SCB, columns=None, bias=None):
-        out = scaled(tr, CA, CB, SCA, SCB, bias, A.dtype)
+        out = scaled(tr, CA, CB, SCA,
+            SCB, bias, A.dtype)
         return out,A.new_empty((A.shape[0], 0))
     return {bnb.int8_vectorwise_quant.default: quant, bnb.int8_scaled_mm.default: scaled,
         bnb.int8_mixed_scaled_mm.default: mixed}
@@ -87,7 +90,8 @@ def _kernel(tr):
             b,h,s,_ = q.shape
             out = q.new_empty((b, s, h, v.shape[-1])).transpose(1, 2)
             length = s if flash else round_up(s, 32)
-            sums = q.new_empty((b, h, length), dtype=torch.float32)
+            sums = q.new_empty((b, h, length),
+                dtype=torch.float32)
             ctx.save_for_backward(q, k, v, out, sums)
             ctx.flash = flash
             return out
@@ -95,7 +99,8 @@ def _kernel(tr):
         @staticmethod
         def backward(ctx, grad):
             q,k,v,_,_ = ctx.saved_tensors
-            grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v)]
+            grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2)
+                for t in (q, k, v)]
             with tr.scratch(*_borrowed(q, k, ctx.flash)): return *grads,None
     return Kernel
 
@@ -119,11 +124,13 @@ def _kind(job, q, k):
 # %% ../../nbs/simulation/kernels.ipynb #ec9f4afd
 def _fused_attention(job, tr):
     import torch
-    kernel,half = _kernel(tr),getattr(torch, job.stack.autocast or job.dtype)
+    kernel,half = _kernel(tr),getattr(torch,
+        job.stack.autocast or job.dtype)
     plain = torch.ops.aten._scaled_dot_product_attention_math
     def attend(module, query, key, value, attention_mask, dropout=0., scaling=None, **kw):
         q,k,v = query,key,value
-        kind,groups = _kind(job, q, k),q.shape[1]//k.shape[1]
+        kind,groups = _kind(job, q,
+            k),q.shape[1]//k.shape[1]
         if kind=='flash' and q.dtype==torch.float32: q,k,v = (t.to(half) for t in (q, k, v))
         if kind=='efficient' and groups!=1: k,v = (t.repeat_interleave(groups, 1) for t in (k, v))
         if kind!='math': return kernel.apply(q, k, v, kind=='flash').transpose(1, 2).contiguous(),None
@@ -135,12 +142,14 @@ def _fused_attention(job, tr):
 def rebound(f, **changes): # Other globals
     "The same function with other globals"
     names = {**f.__globals__, **changes}
-    return types.FunctionType(f.__code__, names, f.__name__, f.__defaults__, f.__closure__)
+    return types.FunctionType(f.__code__, names, f.__name__,
+        f.__defaults__, f.__closure__)
 
 def _half_softmax(x, dim=None, dtype=None):
     import torch
     converts = x.dtype==torch.float16 and dtype==torch.float32
-    return torch._softmax(x, dim, True) if converts else torch.softmax(x, dim, dtype=dtype)
+    return torch._softmax(x, dim,
+        True) if converts else torch.softmax(x, dim, dtype=dtype)
 
 # %% ../../nbs/simulation/kernels.ipynb #36a97c43
 def _attention_of(job, model, tr, known):

@@ -15,7 +15,8 @@ from ..errors import QLoRAError
 from ..facts.hardware import gpus, same_gpu
 from ..facts.models import presets
 from ..planning.fit import VERDICTS, fit
-from ..planning.page import SAID, headline, plan_head, title
+from ..planning.page import SAID, headline, title
+from ..planning.page_html import plan_head
 from ..planning.planner import job_for, plan
 from ..render import html_notes, html_table, page, tag
 from .panels import show_widget
