@@ -57,6 +57,7 @@ def _syntax(e, text, first_line):
     reason = getattr(e, 'problem', None) or getattr(e, 'reason', None) or 'a character code out of range'
     return Problem(f'not readable as YAML: {_hint(text, at, reason)}', line=text.count('\n', 0, at)+first_line)
 
+# %% ../../nbs/config/cell.ipynb #5ffd5bf4
 def _compose(text, first_line):
     "The node of a cell's text"
     if len(text)>2**16:
@@ -92,8 +93,7 @@ def _pairs(cell, node, section):
     seen = {}
     for key,value in node.value:
         if not isinstance(key, yaml.ScalarNode): cell.refuse('a key is a word, not a list or mapping', section, key)
-        elif key.value in seen:
-            cell.refuse(_twice(seen[key.value], cell.line(key)), join_key(section, key.value), key)
+        elif key.value in seen: cell.refuse(_twice(seen[key.value], cell.line(key)), join_key(section, key.value), key)
         else:
             seen[key.value] = cell.line(key)
             yield key,value
@@ -138,8 +138,7 @@ def parse(
     if text.startswith('%%'): text = ''.join(text.partition('\n')[1:])
     node,cell = _compose(text, first_line),_Cell(text, first_line)
     if node is None: raise QLoRAError('the cell is empty: begin with `model:` and `data:`', line=first_line)
-    if not isinstance(node, yaml.MappingNode):
-        raise QLoRAError('expected keys with values, such as model: demo', line=cell.line(node))
+    if not isinstance(node, yaml.MappingNode): raise QLoRAError('expected keys with values, such as model: demo', line=cell.line(node))
     _take(cell, node)
     base = {k: given_as(v, '%config') for k,v in (defaults or {}).items() if v is not None}
     cell.problems += [unknown(k) for k in base if k not in fields()]

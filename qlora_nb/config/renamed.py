@@ -84,8 +84,7 @@ def carried(
     v # Its value: text, a list of texts, or None
 ): # The value as the current key takes it
     "The value of a former key under its current name"
-    if name in ('load_in_4bit', 'load_in_8bit'):
-        return name[8] if str(v).lower() in ('true', 'yes', 'on', '1') else 'none'
+    if name in ('load_in_4bit', 'load_in_8bit'): return name[8] if str(v).lower() in ('true', 'yes', 'on', '1') else 'none'
     return f'a ratio of {v}' if name=='warmup_ratio' and _too_large(v) else v
 
 # %% ../../nbs/config/renamed.ipynb #3fc7a52e

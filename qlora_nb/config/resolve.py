@@ -63,6 +63,7 @@ def _known_model(config):
     if not model.startswith(('.', '/', '~')) or os.path.isdir(os.path.expanduser(model)): return
     raise _located(config, 'model', no_such_path(model))
 
+# %% ../../nbs/config/resolve.ipynb #c1125408
 def _kinds(config, key, namespace):
     "What the name, or the names, of a dataset mean, and notes where that is a guess"
     value = config.flat[key]

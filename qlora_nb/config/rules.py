@@ -62,6 +62,7 @@ def _twice(given, settings):
         else: problems.append(Problem(f'{a} is given too: keep one of them', b, given[b].line, given[b].value))
     return problems,lost
 
+# %% ../../nbs/config/rules.ipynb #d4e137a3
 def _foreign(given, settings):
     "Settings of methods that were not chosen"
     problems,lost = [],{}

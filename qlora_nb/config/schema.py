@@ -218,6 +218,7 @@ def sections()->dict: # Name → `Section` class
     "The sections of the cell, with those of the methods registered now"
     return _schema(_registered())[0]
 
+# %% ../../nbs/config/schema.ipynb #698f389e
 def fields()->dict: # Dotted key → pydantic's `FieldInfo`
     "The keys of the cell, with those of the methods registered now"
     return _schema(_registered())[1]

@@ -10,7 +10,7 @@ import hashlib, json, textwrap, yaml
 
 from pydantic import PrivateAttr
 
-from .checking import Given, given_as, required, settings_of, validate
+from .checking import given_as, required, settings_of, validate
 from .renamed import unknown
 from .rules import no_validation, remarks, settle
 from .schema import Settings, fields, flat, split_key
@@ -29,8 +29,29 @@ def fingerprint(
     counted = {k: v for k,v in values.items() if not k.startswith(_ASIDE) and (k, v)!=('method', 'lora')}
     return hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
 
+# %% ../../nbs/config/value.ipynb #2966f5a5
+class _Page(Shown):
+    "How a configuration shows itself"
+    def _rows(self):
+        "Rows of set values, and keys with their defaults"
+        lines,sources = self.lines,self.sources
+        given = [(k, as_text(v), sources[k], lines.get(k)) for k,v in self.flat.items() if sources[k]!='default']
+        return given,[(k, as_text(v)) for k,v in self.flat.items() if sources[k]=='default']
+
+    def _html(self):
+        given,rest = self._rows()
+        folded = tag('details', tag('summary', f'{len(rest)} defaults')+html_table(rest, ['key', 'value']))
+        return html_table(given, ['key', 'value', 'source', 'line'])+folded+html_notes(self.notes)
+
+    def __str__(self):
+        given,rest = self._rows()
+        defaults = f'and {len(rest)} defaults: '+', '.join(f'{k} {v}' for k,v in rest if v)
+        defaults = textwrap.fill(defaults, 100, break_long_words=False, break_on_hyphens=False)
+        notes = [f'note: {note}' for note in self.notes]
+        return '\n'.join([text_table(given, ['key', 'value', 'source', 'line']), defaults, *notes])
+
 # %% ../../nbs/config/value.ipynb #f4bc146a
-class Config(Shown, Settings):
+class Config(_Page, Settings):
     "A checked configuration: sections as attributes, and the history of its values"
     _given: dict = PrivateAttr(default_factory=dict) # Dotted key → `Given`
     _derived: tuple = PrivateAttr(()) # Keys whose defaults were replaced
@@ -87,24 +108,6 @@ class Config(Shown, Settings):
             (tree.setdefault(section, {}) if section else tree)[name] = list(value) if isinstance(value, tuple) else value
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10**6)
 
-    def _rows(self):
-        "Rows of set values, and keys with their defaults"
-        lines,sources = self.lines,self.sources
-        given = [(k, as_text(v), sources[k], lines.get(k)) for k,v in self.flat.items() if sources[k]!='default']
-        return given,[(k, as_text(v)) for k,v in self.flat.items() if sources[k]=='default']
-
-    def _html(self):
-        given,rest = self._rows()
-        folded = tag('details', tag('summary', f'{len(rest)} defaults')+html_table(rest, ['key', 'value']))
-        return html_table(given, ['key', 'value', 'source', 'line'])+folded+html_notes(self.notes)
-
-    def __str__(self):
-        given,rest = self._rows()
-        defaults = f'and {len(rest)} defaults: '+', '.join(f'{k} {v}' for k,v in rest if v)
-        defaults = textwrap.fill(defaults, 100, break_long_words=False, break_on_hyphens=False)
-        notes = [f'note: {note}' for note in self.notes]
-        return '\n'.join([text_table(given, ['key', 'value', 'source', 'line']), defaults, *notes])
-
 # %% ../../nbs/config/value.ipynb #2d5d552c
 def _changed(settings, section, **values):
     return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
@@ -119,6 +122,7 @@ def _validated_when(settings, given):
     when = 'steps' if 'training.eval_steps' in given else 'epoch'
     return _changed(settings, 'training', eval_strategy='no' if no_validation(settings) else when)
 
+# %% ../../nbs/config/value.ipynb #ae5b1a07
 def _explains(problem, key):
     "Whether a problem already says why a key is missing"
     section,name = split_key(key)
@@ -130,6 +134,7 @@ def _missing(given, problems):
 
 def _in_order(problem): return problem.line or 10**9
 
+# %% ../../nbs/config/value.ipynb #a90455f7
 def build(
     given:dict, # Dotted key → `Given`
     notes=(), problems=(), # What reading has found so far

@@ -32,6 +32,7 @@ def literals(
     named = [m for m in _members(fields()[key].annotation) if typing.get_origin(m) is Literal]
     return [value for m in named for value in typing.get_args(m)]
 
+# %% ../../nbs/config/words.ipynb #7febca8e
 def choices(
     key:str # Dotted key
 )->list[str]: # e.g. `['nf4', 'fp4']`
@@ -80,9 +81,9 @@ class DocsTable(Shown):
     "Every key with its default, what is allowed and what it means"
     rows: tuple # `(key, default, allowed, meaning)`
     def _html(self): return html_table(self.rows, ('key', 'default', 'allowed', 'meaning'))
-    def __str__(self):
-        return '\n'.join(f'{key}  ({default})\n'+_indented(f'{meaning} [{may}]') for key,default,may,meaning in self.rows)
+    def __str__(self): return '\n'.join(f'{key}  ({default})\n'+_indented(f'{text} [{may}]') for key,default,may,text in self.rows)
 
+# %% ../../nbs/config/words.ipynb #7963e36f
 def _default(f): return 'required' if f.is_required() else as_text(f.default) or 'none'
 
 def docs_table(
