@@ -70,7 +70,8 @@ def question(row):
     c.setdefault('num_key_value_heads', c['num_attention_heads'])
     full,quantised = not j.method.adapters,j.storage.quantised
     return dict(model=row['model'], config=c, parameters=j.arch.num_parameters, quant=j.storage.name if quantised else 'none',
-        double_quant=j.storage.double_quant, r=None if full else j.section.r, targets=None if full else list(j.section.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing,
+        double_quant=j.storage.double_quant, r=None if full else j.section.r,
+        targets=None if full else list(j.section.target_modules), batch=j.batch, length=j.length, checkpointing=j.checkpointing,
         attention=j.attention, optim=j.optim, dtype=SHORT[j.dtype], gpu=row['gpu'], memory=memory)
 
 def environment(folder):
