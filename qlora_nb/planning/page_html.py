@@ -120,7 +120,8 @@ def _fold(name, body, open_=None): return tag('details',
     tag('summary', escape(name))+body, open=open_)
 
 def _gpu_line(cells, card, planned):
-    name,usable,_,*rest = (escape(md(v)) for v in cells)
+    shown = [escape(md(v)) for v in cells]
+    (name,usable),rest = shown[:2],shown[3:]
     first = tag('th', name,
         scope='row')+tag('td', usable, 'num')
     verdict = tag('td', _verdict(card.verdict))

@@ -19,7 +19,12 @@ def round_up(n, k): return -(-n//k)*k
 
 class Log:
     "Storages that came and went, in order"
-    def __init__(self, rounding=512): self.rounding,self.blocks,self.events,self.segments = rounding,[],[],[]
+    def __init__(self, rounding=512):
+        self.rounding = rounding # Bytes; blocks are multiples of it
+        self.blocks = [] # [bytes, category] of each storage
+        self.events = [] # (number of a block, 1 born or −1 freed, number of the segment)
+        self.segments = [] # (phase, part, layer)
+
     def mark(self, phase, part='', layer=None):
         "From here on it is this part of the step"
         if not self.segments or self.segments[-1]!=(phase, part, layer): self.segments.append((phase, part, layer))
@@ -73,7 +78,12 @@ _MIB = 2**20
 
 class Pool:
     "Blocks of one pool; a block is `(size, segment, offset)`"
-    def __init__(self, small): self.small,self.free,self.starts,self.ends,self.reserved = small,[],{},{},0
+    def __init__(self, small):
+        self.small = small # Whether it is the pool of blocks up to 1 MiB
+        self.free = [] # Blocks, sorted
+        self.starts,self.ends = {},{} # (segment, offset) → free block that begins or ends there
+        self.reserved = 0 # Bytes taken from the driver
+
     def _add(self, b):
         insort(self.free, b)
         self.starts[b[1], b[2]] = self.ends[b[1], b[2]+b[0]] = b
