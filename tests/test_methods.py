@@ -1,0 +1,65 @@
+"A method of one's own is one value: config, plan, training, resuming, report and documentation know it, and no other file changes"
+import pytest, tiny
+from pydantic import Field
+from qlora_nb import parse, plan
+from qlora_nb.config.words import docs_table
+from qlora_nb.errors import QLoRAError
+from qlora_nb.methods.method import Method, Section
+from qlora_nb.methods.register import METHODS, register
+from qlora_nb.training.start import resume, train
+from test_resume import final
+
+class Norms(Section):
+    "Weights of the normalisation layers"
+    last: bool = Field(True, description='whether the norm before the output layer is trained too')
+
+def tensors(arch, section): return [(t.shape, t.count) for t in arch.tensors if t.group=='norms']
+def is_norm(name, parameter): return 'ln_tuning_layers' in name
+def describe(section): return 'with the last norm' if section.last else 'without the last norm'
+
+def attach(base, section, task, **options):
+    from peft import LNTuningConfig, get_peft_model
+    names = [n for n,_ in base.named_modules() if n.endswith('norm') and (section.last or '.layers.' in n)]
+    return get_peft_model(base, LNTuningConfig(task_type=task.peft_type, target_modules=names), **options)
+
+@pytest.fixture
+def norms():
+    yield register(Method('norms', 'norm tuning', Norms, (4, 8, 'none'), tensors, is_norm, attach, describe=describe, fixed=dict(last='other weights are trained')))
+    del METHODS['norms']
+
+ROWS = dict(rows=tiny.rows(12))
+def cell(folder, out, more=''):
+    return (f'model: {folder}\ndata: {{train: rows}}\nmethod: norms\nnorms: {{last: true}}\ntraining: {{per_device_train_batch_size: 2, '
+        f'gradient_accumulation_steps: 1, max_length: 64, max_steps: 4, learning_rate: 0.01{more}}}\noutput: {{output_dir: {out}}}\n')
+
+def test_config_and_documentation_know_it(norms):
+    c = parse('model: demo\ndata: {train: demo}\nmethod: norms\nnorms: {last: false}\n')
+    assert c.section==Norms(last=False) and 'norms.last' in str(docs_table()) and 'method: norms' in c.to_yaml()
+    with pytest.raises(QLoRAError, match='norms.lst'): parse('model: demo\ndata: {train: demo}\nmethod: norms\nnorms: {lst: 1}\n')
+    with pytest.raises(QLoRAError, match='belongs to method lora'): parse('model: demo\ndata: {train: demo}\nmethod: norms\nlora: {r: 8}\n')
+
+def test_the_plan_prices_it(norms):
+    p = plan('model: meta-llama/Llama-2-7b-hf\ndata: {train: demo}\nmethod: norms\nhardware: {gpu: T4}\n')
+    trained = sum(t.size for t in p.architecture.tensors if t.group=='norms')
+    assert p.budget.trainable==trained==65*4096 and p.budget.group('gradients')==4*trained and p.verdict=='fits'
+    assert 'norm tuning on nf4 with double quantisation, with the last norm' in str(p) and [o.method.name for o in p.options]==['full', 'norms', 'norms']
+
+def test_it_trains_and_resumes_to_the_same_bytes(norms, folder, tmp_path):
+    whole = train(cell(folder, tmp_path/'whole'), ROWS, name='run')
+    assert whole.status=='finished' and 'norm tuning' in str(whole)
+    trained = [n for n,p in whole.model.named_parameters() if p.requires_grad]
+    assert len(trained)==5 and all(is_norm(n, None) for n in trained)
+    run = train(cell(folder, tmp_path/'cut'), ROWS, name='run', on_change=tiny.at_step(2, stop))
+    assert run.status=='stopped' and 2<=run.step<4
+    again = resume(str(run.folder), namespace=ROWS)
+    assert again.status=='finished' and final(again)==final(whole)
+
+def stop(run): run.stop('test')
+
+def test_what_is_fixed_may_not_change(norms, folder, tmp_path):
+    run = train(cell(folder, tmp_path), ROWS, name='run', on_change=tiny.at_step(1, stop))
+    with pytest.raises(QLoRAError, match='norms.last was True and is False now .other weights are trained.'):
+        resume(str(run.folder), parse(cell(folder, tmp_path).replace('last: true', 'last: false')), ROWS)
+
+def test_afterwards_nobody_knows_it():
+    with pytest.raises(QLoRAError, match='lora'): parse('model: demo\ndata: {train: demo}\nmethod: norms\n')
