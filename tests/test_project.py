@@ -1,5 +1,5 @@
 "The project holds together: one version, one list of dependencies, a light import, a complete wheel, nothing private"
-import inspect, re, subprocess, sys
+import inspect, json, re, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import version
 from statistics import median
@@ -42,6 +42,11 @@ def test_fastcore_is_only_for_authors(): assert not {'fastcore', 'nbdev', 'execn
 def test_every_module_comes_from_a_notebook():
     exported = {m[1] for f in files('nbs') if f.suffix=='.ipynb' for m in [re.search(r'#\| *default_exp ([\w.]+)', (root/f).read_text())] if m}
     assert exported==set(modules)-{'_modidx', '__main__'}
+
+@pytest.mark.parametrize('path', [f for f in files('nbs') if f.suffix=='.ipynb'], ids=str)
+def test_a_notebook_keeps_no_widget_state(path):
+    "Nobody can redraw it without the kernel that made it, and it is larger than all other outputs"
+    assert 'widgets' not in json.loads((root/path).read_text(encoding='utf-8'))['metadata']
 
 def test_the_readme_lists_the_public_api():
     "Each name of it with a line, and with parameters that it has"
