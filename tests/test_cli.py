@@ -62,7 +62,7 @@ def test_gpus(capsys):
 @pytest.mark.parametrize('words,say', [(['plan', 'CONFIG', '--gpu', 'T5'], "Did you mean 'T4'"), (['plan', 'Llama-2-7b-fh'], "Did you mean 'Llama-2-7B'"),
     (['plan', 'no/config.yaml'], 'no such file'), (['plan'], 'required: config'), ([], 'required'), (['plna', 'demo'], 'invalid choice'),
     (['plan', 'demo', '--engine', 'trace2'], 'invalid choice'), (['plan', 'demo', '--tokens', 'many'], 'neither a number of tokens'),
-    (['plan', 'demo', '--json', '--markdown'], 'not allowed with'), (['plan', 'demo', '--gpu', 'T4', '--gpus', '0'], 'whole number'), (['gpus', '--jsn'], 'unrecognized')])
+    (['plan', 'demo', '--json', '--markdown'], 'not allowed with'), (['plan', 'demo', '--gpu', 'T4', '--gpus', '0'], 'must be an integer'), (['gpus', '--jsn'], 'unrecognized')])
 def test_refused_in_one_line(config, capsys, words, say):
     status,out,err = run(capsys, *(config if w=='CONFIG' else w for w in words))
     assert status==2 and not out and err.count('\n')==1 and say in err

@@ -410,7 +410,7 @@ def test_what_the_architecture_says():
     p, = e.value.errors
     assert str(p)=="line 3, lora.target_modules: Llama-2-7B has no linear layer 'gat_proj' to adapt; it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj. Did you mean 'gate_proj'?"
 
-CPU,T4,A100 = Device('cpu', 'a processor'),Device('cuda', 'T4', capability=(7, 5)),Device('cuda', 'A100', capability=(8, 0), bf16=True)
+CPU,T4,A100 = Device('cpu', 'a CPU'),Device('cuda', 'T4', capability=(7, 5)),Device('cuda', 'A100', capability=(8, 0), bf16=True)
 
 def test_what_the_machine_says():
     cpu,t4 = resolve(parse(BASE), device=CPU),resolve(parse(BASE), device=T4)

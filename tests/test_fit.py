@@ -1,4 +1,4 @@
-"Three numbers, verdicts, several cards, solving, knobs, suggestions"
+"Three numbers, verdicts, several GPUs, solving, changed settings, suggestions"
 import json
 from dataclasses import replace
 from types import SimpleNamespace as NS
@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings, strategies as st
 from qlora_nb.planning import fit as home
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.fit import BASE, CONTEXT, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, loading, peak, reserved, spread
-from qlora_nb.planning.advice import KEYS, SOLVED, knobs, largest, solve, solved_for, suggest
+from qlora_nb.planning.advice import KEYS, SOLVED, setting_changes, largest, solve, solved_for, suggest
 from qlora_nb.facts.hardware import Device, gpu
 from qlora_nb.facts.models import find
 from qlora_nb.render import GiB
@@ -76,7 +76,7 @@ def test_eager_attention_wastes_more():
     assert reserved(p, 'eager')==(p.tensors+round(.1*moving), p.tensors+round(.61*moving)) and reserved(p, 'flash_attention_2')==reserved(p, 'sdpa')
 
 
-def test_a_processor_has_no_allocator():
+def test_a_cpu_has_no_allocator():
     f = fit(JOB.changed(device='cpu', optim='adamw_torch', dtype='float32'), Machine(Device('cpu', 'x', 64*GiB)))
     assert f.reserved==(f.tensors, f.tensors) and f.device[0]==f.tensors+PROCESS[0] and f.verdict=='fits'
 
@@ -109,7 +109,7 @@ def test_70b_on_two_cards_of_24_gb():
     assert fit(big, Machine(gpu('RTX 3090'))).verdict=='no' and fit(big, Machine(gpu('RTX 3090'), 2, 'fsdp')).verdict!='no'
 
 
-@pytest.mark.parametrize('kw,say', [(dict(gpus=0), 'whole number'), (dict(gpus=2.), 'whole number'), (dict(gpus=2, sharding='fdsp'), "Did you mean 'fsdp'"),
+@pytest.mark.parametrize('kw,say', [(dict(gpus=0), 'must be an integer'), (dict(gpus=2.), 'must be an integer'), (dict(gpus=2, sharding='fdsp'), "Did you mean 'fsdp'"),
     (dict(gpus=2, device=Device('cpu', 'x')), 'only CUDA')])
 def test_machines_that_cannot_be(kw, say):
     with pytest.raises(QLoRAError, match=say): Machine(**{'device': gpu('T4'), **kw})
@@ -151,11 +151,11 @@ def test_solving_what_cannot_be_solved():
 
 
 def test_knobs_have_the_right_sign():
-    by = {k.name: k.bytes for k in knobs(JOB, T4)}
+    by = {k.name: k.bytes for k in setting_changes(JOB, T4)}
     assert by['gradient checkpointing']>by['16-bit base']>by['length × 2']>by['micro-batch + 1']>0 and by['double quantisation']>0
     assert by['lora.target_modules']<0 and by['optimizer adamw_8bit']<0 and by['optimizer sgd']<by['optimizer adamw_8bit']
     assert by['lora.r']==peak(JOB.changed(r=32)).tensors+peak(JOB.changed(r=32)).paged-peak(JOB).tensors-peak(JOB).paged
-    assert not any('8-bit base' in k.name or 'double' in k.name for k in knobs(JOB.changed(stored='float16'), T4))
+    assert not any('8-bit base' in k.name or 'double' in k.name for k in setting_changes(JOB.changed(stored='float16'), T4))
 
 
 @few

@@ -116,7 +116,7 @@ def test_the_next_plan_has_the_band_of_the_last_run(folder, tmp_path):
     assert of(first)==list(PROCESS) and of(then)==[max(0, b-quarter), b+quarter]
     assert b==pytest.approx(run.memory.peak, rel=.5) and any(n.startswith('What lies beside the tensors is taken from 1 run on') for n in then.notes)
     assert plan(parse(text), gpu='T4').machine.beside is None
-    assert all(c.fit.device[0]-c.fit.reserved[0]-c.fit.paged==CONTEXT[0] for c in then.cards if c.device.kind=='cuda')
+    assert all(c.fit.device[0]-c.fit.reserved[0]-c.fit.paged==CONTEXT[0] for c in then.gpu_verdicts if c.device.kind=='cuda')
 
 def test_a_gpu_takes_its_band_from_shares(tmp_path):
     p = plan('model: Llama-2-7B\ndata: {train: rows.jsonl}\noutput: {output_dir: %s}' % tmp_path, gpu='T4')

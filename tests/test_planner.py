@@ -95,23 +95,23 @@ def test_where_the_device_comes_from(monkeypatch):
 
 
 def test_a_cpu_pages_nothing_and_says_so():
-    p = plan(CELL, device=Device('cpu', 'old processor', 24*GiB))
+    p = plan(CELL, device=Device('cpu', 'old CPU', 24*GiB))
     assert p.precision.compute=='float32' and p.fit.paged==0 and any('needs an NVIDIA GPU' in n for n in p.notes)
-    assert p.options[1].budget.group('weights')==4*p.architecture.num_parameters and 'old processor' in str(p) and p.reserved_bytes==(p.tensors_bytes, p.tensors_bytes)
+    assert p.options[1].budget.group('weights')==4*p.architecture.num_parameters and 'old CPU' in str(p) and p.reserved_bytes==(p.tensors_bytes, p.tensors_bytes)
 
 
 def test_the_same_number_everywhere():
     p = plan(T4)
     assert p.tensors_bytes==peak(p.job).tensors==sum(p.components.values())==max(p.phases.values())==p.phases[p.binding]
-    assert p.cards[[c.device.name for c in p.cards].index('T4')].fit==p.fit==p.option.fit
+    assert p.gpu_verdicts[[c.device.name for c in p.gpu_verdicts].index('T4')].fit==p.fit==p.option.fit
     assert p.tensors_bytes<=p.reserved_bytes[0]<=p.reserved_bytes[1]<p.device_bytes[1]<=p.device.memory and p.verdict=='fits'
 
 
 def test_cards_are_judged_alike_and_bigger_ones_hold_more():
     p = plan(CELL.replace('7b', '13b')+'training: {per_device_train_batch_size: 4}\nhardware: {gpu: RTX 3060}\n')
-    assert {c.verdict for c in p.cards}=={'fits', 'tight', 'no'} and all((c.batch>=4)==(c.verdict=='fits') for c in p.cards)
-    nv = [c for c in p.cards if c.device.kind=='cuda' and (8, 0)<=c.device.capability<(9, 0)]
-    assert [c.batch for c in nv]==sorted(c.batch for c in nv) and [c.device.memory for c in p.cards]==sorted(c.device.memory for c in p.cards)
+    assert {c.verdict for c in p.gpu_verdicts}=={'fits', 'tight', 'no'} and all((c.batch>=4)==(c.verdict=='fits') for c in p.gpu_verdicts)
+    nv = [c for c in p.gpu_verdicts if c.device.kind=='cuda' and (8, 0)<=c.device.capability<(9, 0)]
+    assert [c.batch for c in nv]==sorted(c.batch for c in nv) and [c.device.memory for c in p.gpu_verdicts]==sorted(c.device.memory for c in p.gpu_verdicts)
 
 
 def test_the_largest_settings_are_exact():
@@ -126,7 +126,7 @@ def test_several_cards():
     text = CELL.replace('7b', '70b')+'hardware: {gpu: RTX 3090}\n'
     one,two = plan(text),plan(text, gpus=2, sharding='fsdp')
     assert one.verdict=='no' and two.tensors_bytes<.7*one.tensors_bytes and '2 × RTX 3090 (FSDP)' in str(two) and 'Communication' in str(two)
-    assert all(c.device.kind in ('cuda', 'rocm') for c in two.cards) and plan(text, gpus=2).machine.sharding=='ddp'
+    assert all(c.device.kind in ('cuda', 'rocm') for c in two.gpu_verdicts) and plan(text, gpus=2).machine.sharding=='ddp'
 
 
 def traced(monkeypatch, factor):
@@ -147,20 +147,20 @@ def test_formula_and_trace_check_each_other(monkeypatch, factor, say):
 
 def test_json_has_what_programs_need():
     d = json.loads(plan(T4).to_json())
-    assert {'tensors_bytes', 'reserved_bytes', 'device_bytes', 'verdict', 'phases', 'components', 'cards', 'suggestion', 'knobs', 'largest', 'loading', 'job'}<=set(d)
+    assert {'tensors_bytes', 'reserved_bytes', 'device_bytes', 'verdict', 'phases', 'components', 'gpu_verdicts', 'suggestion', 'setting_changes', 'largest', 'loading', 'job'}<=set(d)
     assert d['verdict']=='fits' and d['tensors_bytes']==sum(d['components'].values()) and set(d['phases'])=={'load', 'forward', 'backward', 'optimizer'}
     low,high = d['device_bytes']
-    assert d['margin_bytes']==d['usable_bytes']-high>0 and d['reserved_bytes'][0]<low and d['job']['stack']['name']=='qlora_nb' and len(d['cards'])==len([g for g in gpus() if g.memory])
+    assert d['margin_bytes']==d['usable_bytes']-high>0 and d['reserved_bytes'][0]<low and d['job']['stack']['name']=='qlora_nb' and len(d['gpu_verdicts'])==len([g for g in gpus() if g.memory])
 
 
 def test_no_card_no_verdict():
     p = plan(CELL)
-    assert p.verdict=='unknown' and p.margin is None and p.largest['batch'] is None and p.suggestion is None and 'Name a GPU' in str(p) and len(p.cards)>20
+    assert p.verdict=='unknown' and p.margin is None and p.largest['batch'] is None and p.suggestion is None and 'Name a GPU' in str(p) and len(p.gpu_verdicts)>20
 
 
 def test_cards_without_a_figure_are_left_out():
     p = plan(CELL, device=Device('cuda', 'brand new', None, (12, 0), True))
-    assert 'brand new' in str(p) and 'brand new' not in [c.device.name for c in p.cards] and p.verdict=='unknown'
+    assert 'brand new' in str(p) and 'brand new' not in [c.device.name for c in p.gpu_verdicts] and p.verdict=='unknown'
 
 
 @pytest.mark.parametrize('text,say', [(CELL.replace('Llama-2-7b-hf', 'Llama-2-7b-fh'), "line 1, model: .*Did you mean 'meta-llama/Llama-2-7b-hf'"),

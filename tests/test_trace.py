@@ -5,6 +5,7 @@ from dataclasses import replace
 from qlora_nb.errors import QLoRAError
 from qlora_nb.planning.estimate import estimate
 from qlora_nb.facts.models import find, from_config
+from qlora_nb.facts.libraries import known
 from qlora_nb.simulation.job import detect, make_job, stack
 from qlora_nb.simulation.allocator import CATEGORIES, Log, Pool
 from qlora_nb.simulation.trace import trace
@@ -47,7 +48,8 @@ def test_stacks_differ():
 def test_without_trl_the_tested_stack_is_assumed(device, dtype, monkeypatch):
     "A plan must not change by gigabytes with what is installed where it is made"
     installed = detect(device, dtype)
-    monkeypatch.setattr('qlora_nb.simulation.job._version', lambda package: '')
+    monkeypatch.setattr('qlora_nb.facts.libraries.installed', lambda package: '')
+    monkeypatch.setattr('qlora_nb.simulation.job.known', known.__wrapped__)
     assumed = detect.__wrapped__(device, dtype)
     assert replace(assumed, why=())==replace(installed, why=()) and 'is not installed' in assumed.why[0]
 
@@ -71,8 +73,8 @@ def test_runs(changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('changes', [dict(), dict(lora_dropout=.05), dict(lora_dropout=.05, attention='eager'), dict(checkpointing=True), dict(learned=.3)], ids=str)
-def test_formula_on_a_processor(changes):
-    "The dropout of a processor keeps its factors in the input's type, four times what a GPU's mask takes"
+def test_formula_on_a_cpu(changes):
+    "The dropout of a CPU keeps its factors in the input's type, four times what a GPU's mask takes"
     kw = dict(batch=4, length=96, device='cpu', optim='adamw_torch', checkpointing=False, stack=detect('cpu'))
     job = make_job(find('demo'), **(kw | changes))
     assert estimate(job).tensors==pytest.approx(trace(job).tensors, rel=.03)

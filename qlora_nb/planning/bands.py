@@ -14,10 +14,10 @@ from ..store.folder import read_about, run_folders
 # %% ../../nbs/planning/bands.ipynb #01903bf7
 def seen(
     output_dir, # Folder of runs
-    device, # The card of the next plan
+    device, # The GPU of the next plan
     attention:str # eager, sdpa or flash_attention_2
 )->tuple: # The band, or None; runs it comes from
-    "What the newest runs on the same card had beside their tensors"
+    "What the newest runs on the same GPU had beside their tensors"
     found = []
     for folder in run_folders(output_dir)[:20]:
         try: m = read_about(folder).get('measured') or {}

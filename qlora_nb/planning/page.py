@@ -84,13 +84,13 @@ GPU_HEAD = ('GPU', 'usable', 'verdict', 'left', 'largest batch', 'time', 'rental
 
 def gpu_rows(p)->list: # Rows
     "One line for each GPU"
-    return [_gpu_row(c, c.device==p.device) for c in p.cards]
+    return [_gpu_row(c, c.device==p.device) for c in p.gpu_verdicts]
 
-def _gpu_row(card, planned):
-    name = '▶ '*planned+card.device.name
-    memory = fmt_bytes(card.device.memory, 'GiB')
-    cost = fmt_hours(card.cost.hours),fmt_dollars(card.cost.dollars)
-    return name,memory,SAID[card.verdict],_signed(card.fit.margin),card.batch or 'none',*cost
+def _gpu_row(row, planned):
+    name = '▶ '*planned+row.device.name
+    memory = fmt_bytes(row.device.memory, 'GiB')
+    cost = fmt_hours(row.cost.hours),fmt_dollars(row.cost.dollars)
+    return name,memory,SAID[row.verdict],_signed(row.fit.margin),row.batch or 'none',*cost
 
 # %% ../../nbs/planning/page.ipynb #b090e3e9
 PART_HEAD = ('at the peak', 'memory')
@@ -108,8 +108,8 @@ def phases(p)->list: # Rows
 
 def setting_rows(p)->list: # Rows
     "What one changed setting costs or saves"
-    unit = 'GiB' if max(abs(k.bytes) for k in p.knobs)>.1*GiB else 'MiB'
-    return [(k.name, k.said, _signed(k.bytes, unit, '+'), SAID[k.fit.verdict]) for k in p.knobs]
+    unit = 'GiB' if max(abs(change.bytes) for change in p.setting_changes)>.1*GiB else 'MiB'
+    return [(k.name, k.said, _signed(k.bytes, unit, '+'), SAID[k.fit.verdict]) for k in p.setting_changes]
 
 # %% ../../nbs/planning/page.ipynb #1d2e309d
 def solved(p)->list: # Rows

@@ -9,18 +9,32 @@ __all__ = ['COLOURS', 'BAND', 'plan_head', 'plan_html']
 from html import escape
 
 from .fit import spread
-from .page import (GPU_HEAD, GPU_NOTE, LOAD_HEAD, METHOD_HEAD, NUMBER_HEAD, PHASE_HEAD, QUOTED_HEAD, QUOTED_NOTE, SAID, SETTING_HEAD,
-    SOLVED_HEAD, band, gpu_rows, headline, load_rows, md, methods, numbers, phases, quoted, setting_rows, solved, suggested, title)
+from .page import GPU_HEAD, GPU_NOTE, LOAD_HEAD, METHOD_HEAD, NUMBER_HEAD, PHASE_HEAD
+from .page import QUOTED_HEAD, QUOTED_NOTE, SAID, SETTING_HEAD, SOLVED_HEAD
+from .page import band, gpu_rows, headline, load_rows, md, methods, numbers
+from .page import phases, quoted, setting_rows, solved, suggested, title
 from .terms import LEGEND
-from ..render import fmt_bytes, html_bar, html_notes, html_table, tag
+from ..render import Markup, fmt_bytes, html_bar, html_notes, html_table, tag
 
 # %% ../../nbs/planning/page_html.ipynb #35fd22c8
 def _mix(name, share): return f'color-mix(in srgb,var(--qnb-{name}) {share}%,var(--qnb-ink))'
 
-COLOURS = dict(weights='var(--qnb-a)', constants=_mix('a', 75), rest=_mix('a', 50),
-    adapters='var(--qnb-b)', gradients=_mix('b', 75), optimizer=_mix('b', 50), paged=_mix('b', 30),
-    activations='var(--qnb-ok)', attention=_mix('ok', 80), layer=_mix('ok', 60), loss=_mix('ok', 40),
-    workspace='var(--qnb-dim)', batch='var(--qnb-dim)', buckets='var(--qnb-bad)', gathered='var(--qnb-bad)')
+COLOURS = dict(
+    weights='var(--qnb-a)',
+    constants=_mix('a', 75),
+    rest=_mix('a', 50),
+    adapters='var(--qnb-b)',
+    gradients=_mix('b', 75),
+    optimizer=_mix('b', 50),
+    paged=_mix('b', 30),
+    activations='var(--qnb-ok)',
+    attention=_mix('ok', 80),
+    layer=_mix('ok', 60),
+    loss=_mix('ok', 40),
+    workspace='var(--qnb-dim)',
+    batch='var(--qnb-dim)',
+    buckets='var(--qnb-bad)',
+    gathered='var(--qnb-bad)')
 BAND = 'color-mix(in srgb,var(--qnb-ink) 60%,transparent)'
 
 def _colour(group): return COLOURS.get(group, 'var(--qnb-dim)')
@@ -38,13 +52,14 @@ def _why(estimate, group):
     return '; '.join(first+more)
 
 # %% ../../nbs/planning/page_html.ipynb #f77441b2
-def _segment(estimate, group, n): return f'{_name(group)}: {fmt_bytes(n)}',n,_colour(group),_why(estimate, group)
+def _segment(estimate, group, size):
+    label = f'{_name(group)}: {fmt_bytes(size)}'
+    return label,size,_colour(group),_why(estimate, group)
 
 def _segments(p, option):
     one = p.peak if option.asked else spread(option.estimate, option.job, p.machine)
     sizes = {**one.components, 'paged': one.paged}
-    return [_segment(option.estimate, group, n)
-        for group,n in sizes.items() if n>0]
+    return [_segment(option.estimate, group, size) for group,size in sizes.items() if size>0]
 
 # %% ../../nbs/planning/page_html.ipynb #a1d48e07
 def _on_top(fit):
@@ -56,116 +71,107 @@ def _on_top(fit):
 
 def _bar(p, option, top):
     fit,name = option.fit,p.device.name
-    usable = fit.capacity and fmt_bytes(fit.capacity)
-    line = f'; {name} has {usable}: {SAID[fit.verdict]}' if usable else ''
-    mark = (fit.capacity, f'{name}: {usable} usable') if usable and fit.capacity<=top else None
-    label = f'{option.name}: peak {fmt_bytes(fit.tensors)}, device {band(fit.device)}{line}'
-    return html_bar(_segments(p, option)+_on_top(fit),
-        top, label, mark)
+    label,mark = f'{option.name}: peak {fmt_bytes(fit.tensors)}, device {band(fit.device)}',None
+    if fit.capacity:
+        usable = fmt_bytes(fit.capacity)
+        label += f'; {name} has {usable}: {SAID[fit.verdict]}'
+        if fit.capacity<=top: mark = fit.capacity,f'{name}: {usable} usable'
+    return html_bar(_segments(p, option)+_on_top(fit), top, label, mark)
 
 # %% ../../nbs/planning/page_html.ipynb #afc00642
-def _verdict(v): return tag('span', SAID[v],
-    cls=dict(fits='ok', no='bad').get(v, ''))
-def _head(names, right): return tag('tr', ''.join(tag('th', h, 'num' if n in right else '', scope='col') for n,h in enumerate(names)))
+def _verdict(v):
+    colour = dict(fits='ok', no='bad').get(v, '')
+    return Markup(tag('span', SAID[v], cls=colour))
 
-def _method_line(p, option, cells, top):
-    budget,(name,*said,_,_) = option.budget,cells
-    share = tag('td', f'{budget.trainable/budget.parameters:.2%}', 'num', title=f'{budget.trainable:,} parameters')
-    sizes = ''.join(tag('td', escape(c), 'num')
-        for c in said)
-    bar = _bar(p, option, top)
-    first = tag('th', escape(name)+bar, scope='row')
-    line = first+sizes+share+tag('td',
-        _verdict(option.fit.verdict))
-    return tag('tr', line,
-        cls='strong' if option.asked else '')
+def _method_row(p, option, cells, top):
+    budget,sizes = option.budget,cells[1:-2]
+    first = escape(cells[0])+_bar(p, option, top)
+    share = f'{budget.trainable/budget.parameters:.2%}'
+    trained = tag('span', share, title=f'{budget.trainable:,} parameters')
+    return [Markup(first), *sizes, Markup(trained), _verdict(option.fit.verdict)]
 
 # %% ../../nbs/planning/page_html.ipynb #905eefcd
 def _bars(p):
-    memory,most = p.device.memory or 0,p.options[0].fit.device[1]
-    top = max(o.fit.device[1]
-        for o in p.options)
-    if memory<4*most: top = max(top,
-        1.05*memory)
-    names = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
-    lines = ''.join(_method_line(p, o, cells, top)
-        for o,cells in zip(p.options, methods(p)))
-    table = tag('table', tag('thead', _head(names, range(1, 6)))+tag('tbody', lines), style='--qnb-bar:230px')
-    return _this(p)+table+_key(p)
+    memory = p.device.memory or 0
+    full = p.options[0].fit.device[1]
+    top = max(o.fit.device[1] for o in p.options)
+    if memory<4*full: top = max(top, 1.05*memory)
+    head = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
+    rows = [_method_row(p, o, cells, top) for o,cells in zip(p.options, methods(p))]
+    asked = [n for n,o in enumerate(p.options) if o.asked]
+    table = html_table(
+        rows,
+        head,
+        num=range(1, 6),
+        named=True,
+        strong=asked)
+    return _this(p)+tag('div', table, style='--qnb-bar:230px')+_key(p)
 
 # %% ../../nbs/planning/page_html.ipynb #2f90a4d5
 def _this(p):
     "The chosen method alone, on the scale of the GPU"
-    top = 1.05*max(p.device.memory or 0,
-        p.fit.device[1])
+    top = 1.05*max(p.device.memory or 0, p.fit.device[1])
     name = tag('span', escape(f'{p.option.name} on {p.device.name}'))
     return tag('div', name+_bar(p, p.option, top), style='--qnb-bar:560px')
 
 def _key(p):
     groups = dict.fromkeys(g for o in p.options for g in (*o.estimate.components, *p.peak.components))
-    keys = [(_name(g), _colour(g))
-        for g in groups]
+    keys = [(_name(g), _colour(g)) for g in groups]
     keys.append(('allocator and context', BAND))
     usable = p.device.memory and fmt_bytes(p.device.memory)
     if usable: keys.append((f'line: {usable} usable on {p.device.name}', 'var(--qnb-ink)'))
-    return tag('div', ' '.join(_key_entry(name, colour) for name,colour in keys), cls='row dim')
+    entries = [_key_entry(name, colour) for name,colour in keys]
+    return tag('div', ' '.join(entries), cls='row dim')
 
 def _key_entry(name, colour):
-    square = tag('span', '■',
-        style=f'color:{colour}', aria_hidden='true')
+    square = tag('span', '■', style=f'color:{colour}', aria_hidden='true')
     return tag('span', square+' '+escape(name))
 
 # %% ../../nbs/planning/page_html.ipynb #4be3b58c
-def _fold(name, body, open_=None): return tag('details',
-    tag('summary', escape(name))+body, open=open_)
-
-def _gpu_line(cells, card, planned):
-    shown = [escape(md(v)) for v in cells]
-    (name,usable),rest = shown[:2],shown[3:]
-    first = tag('th', name,
-        scope='row')+tag('td', usable, 'num')
-    verdict = tag('td', _verdict(card.verdict))
-    line = first+verdict+''.join(tag('td', v, 'num') for v in rest)
-    return tag('tr', line,
-        cls='strong' if planned else '')
+def _fold(name, body, open_=None):
+    summary = tag('summary', escape(name))
+    return tag('details', summary+body, open=open_)
 
 # %% ../../nbs/planning/page_html.ipynb #dd710b12
+def _gpu_row(cells, verdict):
+    words = [md(value) for value in cells]
+    return [*words[:2], _verdict(verdict), *words[3:]]
+
 def _gpu_table(p):
-    head = _head(GPU_HEAD,
-        (1, 3, 4, 5, 6))
-    lines = ''.join(_gpu_line(cells, c, c.device==p.device)
-        for cells,c in zip(gpu_rows(p), p.cards))
-    table = tag('table', tag('thead', head)+tag('tbody', lines))
+    rows = [_gpu_row(cells, v.verdict) for cells,v in zip(gpu_rows(p), p.gpu_verdicts)]
+    planned = [n for n,c in enumerate(p.gpu_verdicts) if c.device==p.device]
+    table = html_table(
+        rows,
+        GPU_HEAD,
+        num=(1, 3, 4, 5, 6),
+        named=True,
+        strong=planned)
     return table+html_notes([GPU_NOTE], 'note info')
 
 def _terms(p):
-    terms = sorted(p.option.estimate.terms,
-        key=_size_of)
+    terms = sorted(p.option.estimate.terms, key=_size_of)
     rows = [(t.name, fmt_bytes(t.bytes), t.dtype, t.formula, t.source) for t in terms]
-    return html_table(rows, ('term', 'size', 'stored as', 'formula', 'why'),
-        num=(1,))
+    return html_table(rows, ('term', 'size', 'stored as', 'formula', 'why'), num=(1,))
 
 # %% ../../nbs/planning/page_html.ipynb #f24c530c
 def plan_head(p)->str: # HTML fragment
     "Verdict, bars and the three numbers: what is quick to compute"
     kind = dict(fits='info', no='bad').get(p.verdict, '')
     head = tag('h4', escape(title(p)))+html_notes([headline(p)], f'note {kind}')
-    tables = html_table(numbers(p), NUMBER_HEAD, num=(1,))+html_table(phases(p),
-        PHASE_HEAD, num=(1,))
-    return head+_bars(p)+tag('div',
-        tables, cls='row')
+    three = html_table(numbers(p), NUMBER_HEAD, num=(1,))
+    peaks = html_table(phases(p), PHASE_HEAD, num=(1,))
+    return head+_bars(p)+tag('div', three+peaks, cls='row')
 
 def _folds(p):
-    settings = html_table(solved(p), SOLVED_HEAD, num=(1,))+html_table(setting_rows(p),
-        SETTING_HEAD, num=(2,))
-    rules = html_table(quoted(p), QUOTED_HEAD,
-        num=(1,))+html_notes([QUOTED_NOTE], 'note info')
+    largest = html_table(solved(p), SOLVED_HEAD, num=(1,))
+    changed = html_table(setting_rows(p), SETTING_HEAD, num=(2,))
+    rules = html_table(quoted(p), QUOTED_HEAD, num=(1,))
     yield _fold('GPUs: verdict, largest batch, time, rental cost', _gpu_table(p), '')
-    yield _fold('What each changed setting costs', settings)
+    yield _fold('What each changed setting costs', largest+changed)
     yield _fold(f'Terms of the peak of {p.option.name}, by formula', _terms(p))
     yield _fold('Disk and main memory to load it', html_table(load_rows(p), LOAD_HEAD, num=(1,)))
     for option in p.options: yield _fold(f'What {option.name} keeps all the time', option.budget.html())
-    yield _fold('Figures that are often quoted', rules)
+    yield _fold('Figures that are often quoted', rules+html_notes([QUOTED_NOTE], 'note info'))
 
 def plan_html(p)->str: # HTML fragment
     "A plan as a page"

@@ -48,8 +48,8 @@ def tracker(log, rules):
     class Tracker(TorchDispatchMode):
         live = None
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = rules[func](self, *args,
-                **(kwargs or {})) if func in rules else func(*args, **(kwargs or {}))
+            kwargs = kwargs or {}
+            out = rules[func](self, *args, **kwargs) if func in rules else func(*args, **kwargs)
             for t in tree_leaves(out):
                 if isinstance(t, torch.Tensor): self.see(t)
             return out
@@ -57,8 +57,8 @@ def tracker(log, rules):
         def see(self, t, category=''):
             s = t.untyped_storage()
             k = s._cdata
-            if k not in self.live: self.live[k] = (log.alloc(s.nbytes(), category), weakref.ref(s,
-                lambda _: log.free(self.live.pop(k)[0])))
+            def gone(_): log.free(self.live.pop(k)[0])
+            if k not in self.live: self.live[k] = log.alloc(s.nbytes(), category),weakref.ref(s, gone)
             elif category: log.tagged(self.live[k][0], category)
             return t
 

@@ -13,8 +13,7 @@ from .tensors import Tensor, keep_output, new, op
 def rotate(heap, q, cos):
     "`apply_rotary_pos_emb` of one tensor"
     half = *q.shape[:-1],q.shape[-1]//2
-    def apart(gradient, saved): return [Tensor(half, gradient.dtype, gradient.store)
-        for _ in range(2)]
+    def apart(gradient, saved): return [Tensor(half, gradient.dtype, gradient.store) for _ in range(2)]
     turned = mul_fixed(heap, q, cos, 'times cos')
     first,second = [op(heap, '', [q], 'gradient of a slice', half, view=True)
         for _ in range(2)]
@@ -116,8 +115,7 @@ def efficient(heap, q, k, v, groups):
 # %% ../../nbs/simulation/attention.ipynb #5554a30f
 def flash(heap, q, k, v, groups, dtype, joined=False):
     "FlashAttention 2; float32 inputs are cast, as transformers does; `joined`: heads lie apart, as the queries did"
-    if q.dtype=='float32' and dtype!='float32': q,k,v = [cast(heap, t, dtype)
-        for t in (q, k, v)]
+    if q.dtype=='float32' and dtype!='float32': q,k,v = [cast(heap, t, dtype) for t in (q, k, v)]
     rows,heads,length,width = q.shape
     whole,shape,dtype = (rows, length, heads, width),k.shape,q.dtype
     sums = new(heap, 'log-sum-exp', (rows, heads, length), 'float32')
@@ -129,8 +127,8 @@ def flash(heap, q, k, v, groups, dtype, joined=False):
             for what,size in sizes.items()]
         scratch = [new(heap, 'row sums', (rows, heads, upwards), 'float32')]
         scratch.append(new(heap, 'gradient of queries, float32', rounded, 'float32'))
-        if groups>1: scratch += [new(heap, f'gradient of {what}, all heads', whole, dtype)
-            for what in ('keys', 'values')]
+        shared = ('keys', 'values') if groups>1 else ()
+        scratch += [new(heap, f'gradient of {what}, all heads', whole, dtype) for what in shared]
         return out
     out = op(heap, 'attention output', [q, k, v], back, (rows, length, heads*width),
         save=[q, k, v, sums])

@@ -7,8 +7,8 @@ __all__ = ['Step', 'layer_weights', 'project', 'normed', 'checkpointed']
 
 # %% ../../nbs/simulation/block.ipynb #dcafb175
 from .attention import eager, efficient, flash, plain, rotate
-from qlora_nb.simulation.layers import (activation, add, by_magnitude, cast, clone, dropout, layer_norm, linear, linear4, linear8, mul, rms_norm,
-    scale)
+from .layers import activation, add, by_magnitude, cast, clone, dropout, layer_norm
+from .layers import linear, linear4, linear8, mul, rms_norm, scale
 from .tensors import Frame, Heap, Leaf, Tensor, backward, call, link, new, op, parameter
 
 # %% ../../nbs/simulation/block.ipynb #5a07aeb2
@@ -28,16 +28,13 @@ class Step:
     @property
     def autocast(self): return self.heap.autocast
     param = staticmethod(parameter)
-    def new(self, name, shape, dtype): return new(self.heap,
-        name, shape, dtype)
+    def new(self, name, shape, dtype): return new(self.heap, name, shape, dtype)
     def cast(self, x, dtype): return cast(self.heap, x, dtype)
     def add(self, a, b): return add(self.heap, a, b)
     def scale(self, x): return scale(self.heap, x)
     def clone(self, x): return clone(self.heap, x)
-    def dropout(self, x, share): return dropout(self.heap,
-        x, share, self.cuda)
-    def linear(self, x, weight, name): return linear(self.heap,
-        x, weight, None, name)
+    def dropout(self, x, share): return dropout(self.heap, x, share, self.cuda)
+    def linear(self, x, weight, name): return linear(self.heap, x, weight, None, name)
     def by_magnitude(self, x, magnitude): return by_magnitude(self.heap, x, magnitude)
 
 # %% ../../nbs/simulation/block.ipynb #5447ad8c
@@ -45,17 +42,14 @@ def layer_weights(step):
     "The parameters of one layer, those of the method among them"
     arch,job,weights = step.arch,step.job,{}
     for l in arch.linears:
-        weights[l.name] = parameter((l.out_features, l.in_features),
-            job.dtype, step.full)
-        if l.bias: weights[l.name+'.bias'] = parameter((l.out_features,),
-            job.dtype, step.full)
-        own = job.method.weights(step,
-            l.name) if l.name in step.targets else {}
+        shape = l.out_features,l.in_features
+        weights[l.name] = parameter(shape, job.dtype, step.full)
+        if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
+        own = job.method.weights(step, l.name) if l.name in step.targets else {}
         for name,param in own.items(): weights[f'{l.name}.{name}'] = param
-    widths = dict.fromkeys(arch.family.norms,
-        arch.hidden_size) | dict(q_norm=arch.head_dim, k_norm=arch.head_dim)
-    for name,width in widths.items(): weights[name] = parameter((width,),
-        step.norm, step.full)
+    widths = dict.fromkeys(arch.family.norms, arch.hidden_size)
+    widths |= dict(q_norm=arch.head_dim, k_norm=arch.head_dim)
+    for name,width in widths.items(): weights[name] = parameter((width,), step.norm, step.full)
     return weights
 
 # %% ../../nbs/simulation/block.ipynb #41536fae
@@ -67,28 +61,27 @@ def _stored_linear(step, weights, name, x):
     heap,layer,stored = step.heap,step.linears[name],step.job.storage
     shape = layer.out_features,layer.in_features
     if stored.bits==8: return linear8(heap, x, shape)
-    if stored.bits==4: return linear4(heap, x, shape,
-        step.job.dtype, stored.double_quant, step.stack.inputs_kept)
-    return linear(heap, x, weights[name],
-        weights.get(name+'.bias'))
+    if stored.bits==4:
+        dtype,kept = step.job.dtype,step.stack.inputs_kept
+        return linear4(heap, x, shape, dtype, stored.double_quant, kept)
+    bias = weights.get(name+'.bias')
+    return linear(heap, x, weights[name], bias)
 
 def project(step, weights, name, x):
     "A linear layer with what the method adds"
     heap = step.heap
     before,heap.at = heap.at,name
     y = _stored_linear(step, weights, name, x)
-    if name in step.targets: y = _changed(step,
-        weights, name, x, y)
+    if name in step.targets: y = _changed(step, weights, name, x, y)
     heap.at = before
     return y
 
 # %% ../../nbs/simulation/block.ipynb #6c09fc1c
 def normed(step, weight, x):
     "The norm of the family"
-    if step.arch.family.layer_norm: return layer_norm(step.heap,
-        x, weight)
-    return rms_norm(step.heap, x, weight,
-        step.arch.model_type.startswith('gemma'))
+    if step.arch.family.layer_norm: return layer_norm(step.heap, x, weight)
+    plus_one = step.arch.model_type.startswith('gemma')
+    return rms_norm(step.heap, x, weight, plus_one)
 
 def _kernel(step, dtype, groups):
     "Which attention code runs; Falcon leaves its one key head to be broadcast, which only the plain code does"
@@ -105,17 +98,16 @@ def _queries_keys_values(step, weights, x):
     (rows,length),width = x.shape[:2],arch.head_dim
     heads,kv = arch.num_attention_heads,arch.num_key_value_heads
     whole,shared = (rows, heads, length, width),(rows, kv, length, width)
-    if len(names)==1: return _parts(step, call(project, step, weights, names[0], x),
-        (whole, shared, shared))
-    q = call(project, step, weights, names[0],
-        x).view(whole)
-    if arch.qk_norm: q = call(normed,
-        step, weights['q_norm'], q)
-    k = call(project, step, weights, names[1],
-        x).view(shared)
-    if arch.qk_norm: k = call(normed,
-        step, weights['k_norm'], k)
-    return [q, k, call(project, step, weights, names[2], x).view(shared)]
+    if len(names)==1:
+        joined = call(project, step, weights, names[0], x)
+        shapes = whole,shared,shared
+        return _parts(step, joined, shapes)
+    q = call(project, step, weights, names[0], x).view(whole)
+    if arch.qk_norm: q = call(normed, step, weights['q_norm'], q)
+    k = call(project, step, weights, names[1], x).view(shared)
+    if arch.qk_norm: k = call(normed, step, weights['k_norm'], k)
+    v = call(project, step, weights, names[2], x).view(shared)
+    return [q, k, v]
 
 def _parts(step, y, shapes): # Views of one tensor
     return [op(step.heap, '', [y], 'gradient of a part', shape, view=True) for shape in shapes]
@@ -123,8 +115,9 @@ def _parts(step, y, shapes): # Views of one tensor
 # %% ../../nbs/simulation/block.ipynb #30e43952
 def _rotated(step, q, k):
     if step.arch.positions: return q,k
-    return rotate(step.heap, q, step.cos),rotate(step.heap,
-        k, step.cos)
+    q = rotate(step.heap, q, step.cos)
+    k = rotate(step.heap, k, step.cos)
+    return q,k
 
 # %% ../../nbs/simulation/block.ipynb #7ad4b99e
 def _attention(step, weights, x):
@@ -135,14 +128,13 @@ def _attention(step, weights, x):
     q,k = call(_rotated, step, q, k)
     heap.at = 'attention'
     kernel = _kernel(step, q.dtype, groups)
-    if kernel=='eager': out,table = call(eager, heap, q,
-        k, v, groups, step.mask, step.cuda)
+    if kernel=='eager': out,table = call(eager, heap, q, k, v, groups, step.mask, step.cuda)
     elif kernel=='flash':
         joined = step.job.attention=='sdpa' and arch.family.rotary_joined
-        out = call(flash, heap, q, k, v,
-            groups, step.job.dtype, joined)
-    else: out = call(plain if kernel=='math' else efficient,
-        heap, q, k, v, groups)
+        out = call(flash, heap, q, k, v, groups, step.job.dtype, joined)
+    else:
+        code = plain if kernel=='math' else efficient
+        out = call(code, heap, q, k, v, groups)
     return call(project, step, weights, arch.family.out, out)
 
 def _mlp(step, weights, x):
@@ -154,7 +146,9 @@ def _mlp(step, weights, x):
         del gate
         return call(project, step, weights, family.mlp[-1], product)
     if len(family.mlp)==2:
-        gate,up = _parts(step, gate, [(*gate.shape[:-1], gate.shape[-1]//2)]*2)
+        *wide,width = gate.shape
+        half = *wide,width//2
+        gate,up = _parts(step, gate, [half, half])
         active = activation(heap, gate, family.activation)
     else:
         active = activation(heap, gate, family.activation)
@@ -172,15 +166,14 @@ def _norm(step, weights, name, x):
 def _onto(step, x, y):
     "Granite scales what it adds to the residual stream"
     step.heap.at = 'residual stream'
-    return add(step.heap, x,
-        scale(step.heap, y) if step.arch.model_type=='granite' else y, 'hidden states')
+    if step.arch.model_type=='granite': y = scale(step.heap, y)
+    return add(step.heap, x, y, 'hidden states')
 
 # %% ../../nbs/simulation/block.ipynb #a1007c5a
 def _side_by_side(step, weights, x):
     norms,before = step.arch.family.norms,x
     y = _norm(step, weights, norms[0], x)
-    z = _norm(step, weights, norms[1],
-        x) if len(norms)>1 else y
+    z = _norm(step, weights, norms[1], x) if len(norms)>1 else y
     y = call(_attention, step, weights, y)
     z = call(_mlp, step, weights, z)
     return _onto(step, before, add(step.heap, y, z))
@@ -189,14 +182,12 @@ def _one_after_the_other(step, weights, x):
     norms,before = step.arch.family.norms,x
     x = _norm(step, weights, norms[0], x)
     x = call(_attention, step, weights, x)
-    if len(norms)==4: x = _norm(step,
-        weights, norms[1], x)
+    if len(norms)==4: x = _norm(step, weights, norms[1], x)
     before = x = _onto(step, before, x)
-    x = _norm(step, weights,
-        norms[2 if len(norms)==4 else 1], x)
+    second = norms[2 if len(norms)==4 else 1]
+    x = _norm(step, weights, second, x)
     x = call(_mlp, step, weights, x)
-    if len(norms)==4: x = _norm(step,
-        weights, norms[3], x)
+    if len(norms)==4: x = _norm(step, weights, norms[3], x)
     return _onto(step, before, x)
 
 def _layer(step, weights, x):
@@ -216,12 +207,11 @@ def checkpointed(step, weights, x):
     "A layer, as the job checkpoints it"
     heap = step.heap
     def layer(y): return _layer(step, weights, y)
-    def again(gradient, saved): return _again(step,
-        layer, gradient, saved[0])
+    def again(gradient, saved): return _again(step, layer, gradient, saved[0])
     if not step.job.checkpointing: return layer(x)
     if not step.stack.use_reentrant:
-        frame = Frame(layer, Tensor(x.shape, x.dtype, x.store),
-            x.node, heap.autocast)
+        given = Tensor(x.shape, x.dtype, x.store)
+        frame = Frame(layer, given, x.node, heap.autocast)
         with heap.scope(frame=frame): return layer(x)
     with heap.scope(grad=False): y = layer(x)
     y = Tensor(y.shape, y.dtype, y.store)

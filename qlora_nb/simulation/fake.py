@@ -18,8 +18,8 @@ _ASIDE = ('torch_dtype', 'dtype', '_name_or_path', 'architectures', 'quantizatio
 
 def _model_config(job, layers):
     from transformers import AutoConfig
-    if not job.arch.config: raise QLoRAError(f'{job.arch.name} has no config.json to build its class from',
-        value=job.arch.name)
+    name = job.arch.name
+    if not job.arch.config: raise QLoRAError(f'{name} has no config.json to build its class from', value=name)
     c = {k: v for k,v in job.arch.config.items() if k not in _ASIDE and not (k=='attention_bias' and isinstance(v, str))}
     if c.get('layer_types'): c['layer_types'] = c['layer_types'][:layers]
     c |= dict(num_hidden_layers=layers, use_cache=False,
@@ -44,8 +44,7 @@ def base_model(job, layers):
 # %% ../../nbs/simulation/fake.ipynb #9dd742d3
 def adapted(job, base):
     if not job.method.adapters: return base
-    try: return job.method.attach(base,
-        job.section, CAUSAL_LM, low_cpu_mem_usage=True)
+    try: return job.method.attach(base, job.section, CAUSAL_LM, low_cpu_mem_usage=True)
     except ValueError as e: raise QLoRAError(f'{job.arch.name}: {str(e).splitlines()[0][:200]}',
         value=job.method.name) from e
 
@@ -55,10 +54,8 @@ def cuda_layers(model):
     from bitsandbytes.autograd._functions import MatMul8bitLt
     class Dropout(torch.nn.Dropout):
         def forward(self, x): return torch.native_dropout(x, self.p, True)[0]
-    def matmul(A, B, out=None, state=None, threshold=0., bias=None): return MatMul8bitLt.apply(A,
-        B, out, bias, state)
-    forward = rebound(bnb.nn.Linear8bitLt.forward,
-        bnb=types.SimpleNamespace(matmul=matmul))
+    def matmul(A, B, out=None, state=None, threshold=0., bias=None): return MatMul8bitLt.apply(A, B, out, bias, state)
+    forward = rebound(bnb.nn.Linear8bitLt.forward, bnb=types.SimpleNamespace(matmul=matmul))
     for l in model.modules():
         if type(l) is torch.nn.Dropout and l.p: l.__class__ = Dropout
         if isinstance(l, bnb.nn.Linear8bitLt): l.forward = types.MethodType(forward, l)
@@ -72,8 +69,7 @@ def _quantised(job, layer, tr):
         category = 'base weights' if tensor.group=='weights' else 'quantisation constants'
         return tr.see(torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)), category)
     with tr.scratch(layer.out_features*layer.in_features*dtype.itemsize):
-        made = {tensor.role: new(tensor)
-            for tensor in stored.tensors(layer)}
+        made = {tensor.role: new(tensor) for tensor in stored.tensors(layer)}
         weight = torch.nn.Parameter(made.pop('8-bit weights' if stored.bits==8 else '4-bit weights'), requires_grad=False)
         if stored.bits==8:
             weight.CB,weight.SCB = weight.data,made['row scales']
@@ -109,10 +105,9 @@ def load(job, model, tr):
             if n=='weight' and isinstance(layer, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)): made[p] = _quantised(job, layer, tr)
             elif p not in made:
                 added = p.requires_grad and job.method.adapters
-                w = new(p, 'adapters' if added else 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head',
-                    adapters if added else None)
-                made[p] = torch.nn.Parameter(w,
-                    requires_grad=not job.method.adapters or p.requires_grad)
+                category = 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head'
+                w = new(p, 'adapters', adapters) if added else new(p, category)
+                made[p] = torch.nn.Parameter(w, requires_grad=not job.method.adapters or p.requires_grad)
             layer._parameters[n] = made[p]
         for n,b in layer._buffers.items():
             if b is not None: layer._buffers[n] = new(b, 'embeddings, norms, head')
@@ -126,8 +121,8 @@ def upcast(job, model, tr):
             if p is None or scope=='none' or p.requires_grad or p.dtype not in (torch.bfloat16, torch.float16): continue
             if scope=='norms' and 'norm' not in name.rsplit('.', 1)[-1]: continue
             if p not in made:
-                w = tr.see(p.data.float(),
-                    'base weights' if _is_linear(name, layer) else 'embeddings, norms, head')
+                category = 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head'
+                w = tr.see(p.data.float(), category)
                 made[p] = torch.nn.Parameter(w, requires_grad=p.requires_grad)
             layer._parameters[n] = made[p]
 
@@ -140,18 +135,20 @@ OPTIMS = [*_TORCH, 'adafactor', *(p+o+b for p in ('', 'paged_') for o in _BNB fo
 def optimizer(job, params, tr):
     import torch
     o,cuda = job.optim,job.device=='cuda'
-    if o in _TORCH: return getattr(torch.optim, _TORCH[o])(params,
-        **(dict(fused=True) if o.endswith('fused') else dict(foreach=cuda)))
+    if o in _TORCH:
+        code = dict(fused=True) if o.endswith('fused') else dict(foreach=cuda)
+        return getattr(torch.optim, _TORCH[o])(params, **code)
     if o=='adafactor':
         from transformers.optimization import Adafactor
         return Adafactor(params, lr=1e-4, scale_parameter=False, relative_step=False)
     import bitsandbytes as bnb
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     kind = _BNB[o.removeprefix('paged_').split('_')[0]]
-    with unset_fake_temporarily(): opt = getattr(bnb.optim, kind)(params,
-        optim_bits=8 if o.endswith('8bit') else 32, is_paged=o.startswith('paged_'))
-    def buffer(p, dtype=torch.float32): return tr.see(torch.zeros_like(p, dtype=dtype),
-        'paged' if cuda and opt.is_paged and p.numel()>=1e5 else '')
+    bits,paged = 8 if o.endswith('8bit') else 32,o.startswith('paged_')
+    with unset_fake_temporarily(): opt = getattr(bnb.optim, kind)(params, optim_bits=bits, is_paged=paged)
+    def buffer(p, dtype=torch.float32):
+        category = 'paged' if cuda and paged and p.numel()>=1e5 else ''
+        return tr.see(torch.zeros_like(p, dtype=dtype), category)
     opt.get_state_buffer,opt.prefetch_state = buffer,lambda p: None
     return opt
 
@@ -160,5 +157,5 @@ def tag_state(job, opt, params, tr):
     on_host = job.device=='cuda' and job.optim in _TORCH and not job.optim.endswith('fused')
     for p in params:
         for k,v in opt.state[p].items():
-            if hasattr(v, 'untyped_storage') and tr.category(v)!='paged': tr.see(v,
-                'host' if on_host and k=='step' else 'optimizer state')
+            if not hasattr(v, 'untyped_storage') or tr.category(v)=='paged': continue
+            tr.see(v, 'host' if on_host and k=='step' else 'optimizer state')

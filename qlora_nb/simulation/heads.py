@@ -15,12 +15,12 @@ def _cross_entropy(step, logits):
     heap.at = 'loss'
     def back(gradient, saved): return [new(heap, 'gradient of the log-probabilities', shape, 'float32')]
     logits = cast(heap, logits, 'float32', 'logits as float32')
-    if step.stack.loss=='full_logits_shifted': whole,logits = logits,op(heap,
-        'shifted logits', [logits], 'gradient of the shift')
+    if step.stack.loss=='full_logits_shifted':
+        whole = logits # The caller holds them while the loss is computed
+        logits = op(heap, 'shifted logits', [whole], 'gradient of the shift')
     logs = op(heap, 'log-probabilities', [logits], 'gradient of the logits')
     keep_output(heap, logs)
-    return op(heap, 'loss', [logs], back,
-        (1,), save=[logs])
+    return op(heap, 'loss', [logs], back, (1,), save=[logs])
 
 def full_logits(step, x):
     "Loss and logits of all positions"
@@ -31,8 +31,7 @@ def full_logits(step, x):
         logits = scale(heap, logits, 'scaled logits')
         if shifts: logits = cast(heap, logits, 'float32', 'logits as float32')
     loss = call(_cross_entropy, step, logits)
-    if step.stack.loop=='trainer' and heap.autocast: logits = cast(heap,
-        logits, 'float32', 'logits as float32')
+    if step.stack.loop=='trainer' and heap.autocast: logits = cast(heap, logits, 'float32', 'logits as float32')
     return loss,logits
 
 # %% ../../nbs/simulation/heads.ipynb #03672a4a

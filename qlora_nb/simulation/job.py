@@ -8,11 +8,10 @@ __all__ = ['STACKS', 'Stack', 'stack', 'detect', 'Job', 'make_job']
 # %% ../../nbs/simulation/job.ipynb #78bbbc34
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import metadata, util
-from pathlib import Path
 
 from ..errors import QLoRAError, nearest
 from ..facts.architecture import Architecture
+from ..facts.libraries import known
 from ..methods.lora import LORA
 from ..methods.method import Method, Section
 from ..methods.register import find_method
@@ -24,7 +23,7 @@ class Stack:
     "The code around the model, as far as it decides about memory"
     name: str # raw, trainer, trl or qlora_nb
     loop: str # `raw`: a loop of one's own; `trainer`: transformers' Trainer
-    autocast: str|None # Number type under `torch.autocast`, None without
+    autocast: str|None # dtype under `torch.autocast`, None without
     upcast: str # What was cast to float32 after loading: none, norms, or all that is not quantised
     adapter_dtype: str # Of adapters and their gradients
     loss: str # full_logits, full_logits_shifted (transformers 4), fused (TRL's head in tiles), learned (head on learned positions), liger
@@ -35,8 +34,11 @@ class Stack:
     why: tuple = field(default=(), compare=False) # What decided, where it was detected
 
 # %% ../../nbs/simulation/job.ipynb #413b93d5
-_ALL = (Stack('raw', 'raw', None, 'all', 'float32', 'full_logits', True), Stack('trainer', 'trainer', 'bfloat16', 'all', 'float32', 'full_logits', False),
-    Stack('trl', 'trainer', 'bfloat16', 'none', 'bfloat16', 'fused', False), Stack('qlora_nb', 'trainer', 'bfloat16', 'none', 'float32', 'fused', False))
+_ALL = (
+    Stack('raw', 'raw', None, 'all', 'float32', 'full_logits', True),
+    Stack('trainer', 'trainer', 'bfloat16', 'all', 'float32', 'full_logits', False),
+    Stack('trl', 'trainer', 'bfloat16', 'none', 'bfloat16', 'fused', False),
+    Stack('qlora_nb', 'trainer', 'bfloat16', 'none', 'float32', 'fused', False))
 STACKS = {s.name: s for s in _ALL}
 
 def stack(
@@ -47,42 +49,30 @@ def stack(
     if name not in STACKS: raise QLoRAError(f"a training stack is one of {', '.join(STACKS)}.", key='stack', value=name, suggestion=nearest(name, STACKS))
     return replace(STACKS[name], **changes)
 
-# %% ../../nbs/simulation/job.ipynb #84dd9430
-@cache
-def _source(package, *path):
-    "The text of a file of an installed package, without importing it"
-    spec = util.find_spec(package)
-    file = Path(spec.submodule_search_locations[0], *path) if spec and spec.submodule_search_locations else None
-    return file.read_text(encoding='utf-8') if file and file.is_file() else ''
-
-def _version(package):
-    try: return metadata.version(package)
-    except metadata.PackageNotFoundError: return ''
-
-def _loss(device):
-    if device=='cpu': return 'learned','qlora_nb: on a processor the output layer is applied to learned positions alone'
-    if 'def add_fused_lm_head' in _source('trl', 'trainer', 'utils.py'): return 'fused',f"trl {_version('trl')} has add_fused_lm_head: logits are made tile by tile"
-    return 'full_logits',f"trl {_version('trl')} has no fused output layer: logits are built whole"
-
 # %% ../../nbs/simulation/job.ipynb #810faa45
+def _ours(cpu): # What this package decides itself, in words
+    yield 'qlora_nb trains its adapters in float32'
+    if not cpu: return
+    yield 'on a CPU the output layer is applied to the trained positions alone'
+    yield 'on a CPU what is not quantised is loaded in float32'
+
 @cache
 def detect(
     device:str='cuda', # cuda or cpu
     dtype:str='bfloat16' # Of the products, from `hardware.precision`
 )->Stack: # `why` says what decided
     "The stack that `%qlora_train` runs with the packages that are installed"
-    autocast = None if dtype=='float32' else dtype
-    if not _version('trl'):
-        assumed = 'trl is not installed: the stack of TRL 1.16 is assumed'
-        on_cpu = dict(loss='learned', upcast='all') if device=='cpu' else {}
-        return stack('qlora_nb', autocast=autocast, why=(assumed,), **on_cpu)
-    loss,why = _loss(device)
-    upcast,again = 'prepare_model_for_kbit_training(' in _source('trl', 'trainer', 'sft_trainer.py'),'"use_reentrant": True}' in _source('transformers', 'modeling_utils.py')
-    cast = 'casts all that is not quantised to float32' if upcast else 'casts nothing to float32 after loading'
-    if device=='cpu': upcast,cast = True,f'{cast}; on a processor qlora_nb loads it in float32'
-    said = (why, f"trl {_version('trl')} {cast}",
-        f"transformers {_version('transformers')} checkpoints {'with' if again else 'without'} re-entry", f"peft {_version('peft')}; qlora_nb trains its adapters in float32")
-    return stack('qlora_nb', loss=loss, upcast='all' if upcast else 'none', use_reentrant=again, autocast=autocast, why=said)
+    cpu = device=='cpu'
+    head,upcast,reentrant = known('fused_head'),known('upcast'),known('reentrant')
+    facts = (upcast, reentrant) if cpu else (head, upcast, reentrant)
+    notes = [fact.note for fact in facts if fact.note]
+    whole = 'fused' if head else 'full_logits'
+    return stack('qlora_nb',
+        loss='learned' if cpu else whole,
+        upcast='all' if cpu or upcast else 'none',
+        use_reentrant=reentrant.does,
+        autocast=None if dtype=='float32' else dtype,
+        why=(*(fact.why for fact in facts), *_ours(cpu), *notes))
 
 # %% ../../nbs/simulation/job.ipynb #fe4fd9f1
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ def _masked(job, aten):
         with tr.scratch(8*n*mask.dim()): return tr.see(x.new_empty((n, *x.shape[mask.dim():])))
     def put(op):
         def index_put(tr, x, indices, values, *args, **kw):
-            if not is_mask(indices): return op(x,
-                indices, values, *args, **kw)
+            if not is_mask(indices): return op(x, indices, values, *args, **kw)
             with tr.scratch(3*8*values.shape[0]): return x
         return index_put
     def scatter(tr, x, mask, source):

@@ -14,8 +14,12 @@ from .tensors import keep_output, new, op
 
 # %% ../../nbs/simulation/layers.ipynb #f81d823c
 def widest(a, b): return a.dtype if a.dtype==b.dtype else 'float32' # The dtype of a result of two tensors
-def same(gradient, saved): return [gradient] # The derivative that hands the gradient on
-def both(gradient, saved): return [gradient, gradient]
+
+def same(gradient, saved): # The derivative that hands the gradient on
+    return [gradient]
+
+def both(gradient, saved): # And to both summands
+    return [gradient, gradient]
 
 # %% ../../nbs/simulation/layers.ipynb #34947ed1
 def cast(heap, x, dtype, name=''):
@@ -26,12 +30,9 @@ def cast(heap, x, dtype, name=''):
     return op(heap, name or f'as {dtype}', [x], back, dtype=dtype)
 
 # %% ../../nbs/simulation/layers.ipynb #4cb7a7d1
-def add(heap, a, b, name='sum'): return op(heap, name,
-    [a, b], both, dtype=widest(a, b))
-def scale(heap, a, name='scaled'): return op(heap,
-    name, [a], 'gradient, scaled')
-def clone(heap, a): return op(heap,
-    'clone', [a], same)
+def add(heap, a, b, name='sum'): return op(heap, name, [a, b], both, dtype=widest(a, b))
+def scale(heap, a, name='scaled'): return op(heap, name, [a], 'gradient, scaled')
+def clone(heap, a): return op(heap, 'clone', [a], same)
 
 # %% ../../nbs/simulation/layers.ipynb #48294f5d
 def mul(heap, a, b, name='product'):
@@ -39,16 +40,15 @@ def mul(heap, a, b, name='product'):
     shape = a.shape
     flows = [t.node is not None for t in (a, b)]
     def back(gradient, saved):
-        return [new(heap, 'gradient of a factor', shape, gradient.dtype) if f else None
-            for f in flows]
+        def made(flow): return new(heap, 'gradient of a factor', shape, gradient.dtype) if flow else None
+        return [made(flow) for flow in flows]
     kept = [a]*flows[1]+[b]*flows[0]
-    return op(heap, name, [a, b], back,
-        dtype=widest(a, b), save=kept)
+    return op(heap, name, [a, b], back, dtype=widest(a, b), save=kept)
 
 def mul_fixed(heap, a, fixed, name='product'):
     "By a tensor without a gradient, which is broadcast"
-    return op(heap, name, [a], 'gradient of a product',
-        dtype=widest(a, fixed), save=[fixed])
+    dtype = widest(a, fixed)
+    return op(heap, name, [a], 'gradient of a product', dtype=dtype, save=[fixed])
 
 # %% ../../nbs/simulation/layers.ipynb #69475cb4
 def by_magnitude(heap, x, magnitude):
@@ -58,14 +58,14 @@ def by_magnitude(heap, x, magnitude):
         product = new(heap, 'gradient of the magnitude, unsummed', shape, gradient.dtype)
         first = new(heap, 'gradient of the product', shape, gradient.dtype)
         return [first, new(heap, 'gradient of the magnitude', width, gradient.dtype)]
-    return op(heap, 'times magnitude', [x, magnitude], back,
-        dtype=widest(x, magnitude), save=[x, magnitude])
+    dtype = widest(x, magnitude)
+    return op(heap, 'times magnitude', [x, magnitude], back, dtype=dtype, save=[x, magnitude])
 
 def dropout(heap, x, share, cuda):
     "On a GPU with a mask of one byte an element; on a CPU the factors, 0 or 1/(1-share), are stored in the input's dtype"
     if not share: return x
-    mask = new(heap, 'dropout mask', x.shape,
-        'bool' if cuda else x.dtype)
+    dtype = 'bool' if cuda else x.dtype
+    mask = new(heap, 'dropout mask', x.shape, dtype)
     return op(heap, 'dropout', [x], 'gradient of dropout', save=[mask])
 
 # %% ../../nbs/simulation/layers.ipynb #6dca23d6
@@ -73,25 +73,25 @@ def _weight(heap, weight):
     dtype,name = heap.autocast,'weight, autocast'
     if not dtype or weight.dtype==dtype: return weight
     if weight.node is None: return cast(heap, weight, dtype, name)
-    if id(weight) not in heap.cache: heap.cache[id(weight)] = cast(heap, weight, dtype, name)
-    return heap.cache[id(weight)]
+    key = id(weight)
+    if key not in heap.cache: heap.cache[key] = cast(heap, weight, dtype, name)
+    return heap.cache[key]
 
 def linear(heap, x, weight, bias=None, name='output'):
     "`F.linear`; the weight is out × in"
-    if heap.autocast: x,weight = cast(heap, x,
-        heap.autocast),_weight(heap, weight)
-    ins = [x, weight]+[bias]*(bias is not None)
+    if heap.autocast: x,weight = cast(heap, x, heap.autocast),_weight(heap, weight)
+    ins = [x, weight] if bias is None else [x, weight, bias]
     flows = [t.node is not None for t in ins]
     shapes = x.shape,weight.shape,weight.shape[:1]
-    parts = list(zip(('input', 'weight', 'bias'), shapes, flows))
+    names = 'input','weight','bias'
+    parts = list(zip(names, shapes, flows))
     def made(gradient, what, shape, wanted):
         if not wanted: return None
         return new(heap, f'gradient of the {what}', shape, gradient.dtype)
-    def back(gradient, saved): return [made(gradient, *part)
-        for part in parts]
+    def back(gradient, saved): return [made(gradient, *part) for part in parts]
     kept = [x]*flows[1]+[weight]*flows[0]
-    return op(heap, name, ins, back,
-        (*x.shape[:-1], weight.shape[0]), save=kept)
+    out = *x.shape[:-1],weight.shape[0]
+    return op(heap, name, ins, back, out, save=kept)
 
 # %% ../../nbs/simulation/layers.ipynb #9f48b9d5
 def linear4(heap, x, shape, dtype, nested, hold=False):
@@ -99,12 +99,13 @@ def linear4(heap, x, shape, dtype, nested, hold=False):
     given,wide = x.dtype,x.shape
     x = cast(heap, x, dtype)
     work = [('dequantised weight', shape, dtype)]
-    if nested: work.insert(0,
-        ('dequantised scales', (shape[0]*shape[1]//BLOCK,), 'float32'))
+    scales = shape[0]*shape[1]//BLOCK
+    if nested: work.insert(0, ('dequantised scales', (scales,), 'float32'))
     def back(gradient, saved, kept=x if hold else None):
         scratch = [new(heap, *w) for w in work]
         return [new(heap, 'gradient of the input', wide, gradient.dtype)]
-    return cast(heap, op(heap, 'output', [x], back, (*wide[:-1], shape[0]), work=work), given)
+    out = op(heap, 'output', [x], back, (*wide[:-1], shape[0]), work=work)
+    return cast(heap, out, given)
 
 def linear8(heap, x, shape):
     "`Linear8bitLt` on CUDA"
@@ -113,12 +114,13 @@ def linear8(heap, x, shape):
     def back(gradient, saved, kept=x):
         scratch = new(heap, 'dequantised weight', shape, kept.dtype)
         return [new(heap, 'gradient of the input', wide, gradient.dtype)]
-    work = [('input as int8', wide, 'int8'), ('integer products', out, 'int32')]
+    work = [
+        ('input as int8', wide, 'int8'),
+        ('integer products', out, 'int32')]
     if x.dtype!='float16':
         work.insert(0, ('input as float16', wide, 'float16'))
         work.append(('output as float16', out, 'float16'))
-    return op(heap, 'output', [x], back,
-        (*wide[:-1], shape[0]), work=work)
+    return op(heap, 'output', [x], back, (*wide[:-1], shape[0]), work=work)
 
 # %% ../../nbs/simulation/layers.ipynb #36261333
 def _scaled(heap, x, weight):
@@ -129,8 +131,8 @@ def _scaled(heap, x, weight):
         out = new(heap, 'gradient of a product', wide, gradient.dtype)
         product = new(heap, 'gradient of the weight, unsummed', wide, gradient.dtype)
         return [out, new(heap, 'gradient of the weight', width, gradient.dtype)]
-    return op(heap, 'scaled', [x, weight], back,
-        dtype=widest(x, weight), save=[x, weight])
+    dtype = widest(x, weight)
+    return op(heap, 'scaled', [x, weight], back, dtype=dtype, save=[x, weight])
 
 def _rsqrt(heap, x):
     "One over the root of the mean square, a number for each row; and the mean"
@@ -139,9 +141,12 @@ def _rsqrt(heap, x):
         power = new(heap, 'power', wide, 'float32')
         doubled = new(heap, 'doubled power', wide, 'float32')
         return [new(heap, 'gradient of the square', wide, 'float32')]
-    mean = op(heap, 'variance', [op(heap, 'square', [x], of_square, save=[x])], 'gradient of the mean', row)
-    root = op(heap, 'rsqrt',
-        [op(heap, 'variance + eps', [mean], same)], 'gradient of rsqrt')
+    square = op(heap, 'square', [x], of_square, save=[x])
+    mean = op(heap, 'variance', [square], 'gradient of the mean', row)
+    del square
+    shifted = op(heap, 'variance + eps', [mean], same)
+    root = op(heap, 'rsqrt', [shifted], 'gradient of rsqrt')
+    del shifted
     keep_output(heap, root)
     return root,mean
 
@@ -155,11 +160,10 @@ def rms_norm(heap, x, weight, plus_one=False):
         product = new(heap, 'gradient of rsqrt, unsummed', wide, 'float32')
         return [out, new(heap, 'gradient of rsqrt', (*wide[:-1], 1), 'float32')]
     root,mean = _rsqrt(heap, x)
-    y = op(heap, 'normalised', [x, root],
-        of_product, save=[x, root])
-    if not plus_one: return _scaled(heap,
-        cast(heap, y, given), weight)
-    return cast(heap, _scaled(heap, y, op(heap, 'one plus weight', [weight], same, dtype='float32')), given)
+    y = op(heap, 'normalised', [x, root], of_product, save=[x, root])
+    if not plus_one: return _scaled(heap, cast(heap, y, given), weight)
+    factor = op(heap, 'one plus weight', [weight], same, dtype='float32')
+    return cast(heap, _scaled(heap, y, factor), given)
 
 def layer_norm(heap, x, weight):
     "`nn.LayerNorm`: one kernel, which keeps its input and two numbers for each row"
@@ -168,23 +172,22 @@ def layer_norm(heap, x, weight):
     trained = weight.node is not None
     def back(gradient, saved):
         out = new(heap, 'gradient of the input', wide, gradient.dtype)
-        return [out, new(heap, 'gradient of the weight', width, gradient.dtype) if trained else None]
-    stats = [new(heap, name, (*wide[:-1], 1), 'float32')
-        for name in ('mean', 'rstd')]
-    return op(heap, 'normalised', [x, weight], back, dtype=widest(x, weight),
-        save=[x, weight, *stats])
+        if not trained: return [out, None]
+        return [out, new(heap, 'gradient of the weight', width, gradient.dtype)]
+    stats = [new(heap, name, (*wide[:-1], 1), 'float32') for name in ('mean', 'rstd')]
+    kept = [x, weight, *stats]
+    return op(heap, 'normalised', [x, weight], back, dtype=widest(x, weight), save=kept)
 
 # %% ../../nbs/simulation/layers.ipynb #dc431f61
 def activation(heap, x, kind):
     "The non-linearity of an MLP"
     back = 'gradient of the activation'
     if kind=='gelu_new':
-        inner = op(heap, 'tanh', [x],
-            back, save=[x])
+        inner = op(heap, 'tanh', [x], back, save=[x])
         keep_output(heap, inner)
-        return mul(heap, scale(heap, x, 'half the input'),
-            scale(heap, inner, 'one plus tanh'), 'activation')
-    y = op(heap, 'activation', [x], back,
-        save=[x] if kind!='relu' else [])
+        half = scale(heap, x, 'half the input')
+        return mul(heap, half, scale(heap, inner, 'one plus tanh'), 'activation')
+    kept = [x] if kind!='relu' else []
+    y = op(heap, 'activation', [x], back, save=kept)
     if kind=='relu': keep_output(heap, y)
     return y

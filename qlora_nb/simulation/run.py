@@ -47,8 +47,7 @@ def _shifted(job, model, ids, labels):
 def _loss(job, model, ids, labels):
     "The loss, and the output while the loop keeps it"
     if job.stack.loss=='learned': return trained_loss(model, dict(input_ids=ids, labels=labels))[0],None
-    if job.stack.loss=='full_logits_shifted': return _shifted(job,
-        model, ids, labels)
+    if job.stack.loss=='full_logits_shifted': return _shifted(job, model, ids, labels)
     fused = job.stack.loss=='fused'
     out = model(input_ids=ids, labels=labels,
         **(dict(fused_lm_head=True) if fused else {}))
@@ -77,8 +76,7 @@ def _step(job, model, opt, params, log, tr):
         kept = None
         kept = _micro(job, model, log, tr)
     log.mark('optimizer', 'clip')
-    if job.stack.loop=='trainer': torch.nn.utils.clip_grad_norm_(params,
-        1., foreach=job.device=='cuda' or None)
+    if job.stack.loop=='trainer': torch.nn.utils.clip_grad_norm_(params, 1., foreach=job.device=='cuda' or None)
     log.mark('optimizer', 'step')
     opt.step()
     opt.zero_grad()

@@ -109,28 +109,26 @@ _ALLOWED = dict(attention=('eager', 'sdpa', 'flash_attention_2'), device=('cuda'
     dtype=('float32', 'bfloat16', 'float16'))
 _LOSSES = ('full_logits', 'full_logits_shifted', 'fused', 'learned')
 
+def _one_of(words, value, key, message=''):
+    if value in words: return
+    allowed = ', '.join(words)
+    message = message or f'{key} must be one of {allowed}'
+    raise QLoRAError(message, key=key, value=value, suggestion=nearest(str(value), words))
+
 def _checked(job, layers):
-    for k,allowed in _ALLOWED.items():
-        v = getattr(job, k)
-        if v not in allowed: raise QLoRAError(f"{k} of a job is one of {', '.join(allowed)}.", key=k, value=v,
-            suggestion=nearest(str(v), allowed))
-    loss = job.stack.loss
-    if loss not in _LOSSES: raise QLoRAError(f"the loss {loss!r} cannot be traced; there are {', '.join(_LOSSES)}.", key='stack.loss', value=loss,
-        suggestion=nearest(str(loss), _LOSSES))
-    if (why := job.method.untraced(job.section)): raise QLoRAError(why,
-        key=job.method.name)
-    if job.stack.inputs_kept: raise QLoRAError('4-bit layers that keep their inputs, as in bitsandbytes of 2023, are not installed and cannot be traced', key='stack.inputs_kept')
-    if not job.method.adapters and loss=='learned': raise QLoRAError('the loss of learned positions trains adapters, not the whole model',
-        key='stack.loss', value=loss)
-    if job.optim not in OPTIMS: raise QLoRAError(f"no optimizer {job.optim!r} can be traced; there are {', '.join(OPTIMS)}.", key='training.optim',
-        value=job.optim, suggestion=nearest(job.optim, OPTIMS))
-    if layers not in ('two', 'all'): raise QLoRAError('layers is `two` (extrapolate) or `all`.', value=layers,
-        suggestion=nearest(str(layers), ('two', 'all')))
-    for k in ('batch', 'length'):
-        if getattr(job, k)<1: raise QLoRAError(f'{k} of a job is at least 1',
-            key=k, value=getattr(job, k))
-    if job.device=='cpu' and job.attention=='flash_attention_2': raise QLoRAError('flash_attention_2 runs on a GPU only',
-        key='attention', value=job.attention)
+    for key,allowed in _ALLOWED.items(): _one_of(allowed, getattr(job, key), key)
+    _one_of(_LOSSES, job.stack.loss, 'stack.loss', f'the loss {job.stack.loss!r} cannot be traced; supported: {", ".join(_LOSSES)}')
+    _one_of(OPTIMS, job.optim, 'training.optim', f'the trace supports the optimizers {", ".join(OPTIMS)}')
+    _one_of(('two', 'all'), layers, 'layers')
+    for key in ('batch', 'length'):
+        if getattr(job, key)<1: raise QLoRAError(f'{key} must be at least 1', key=key, value=getattr(job, key))
+    if (why := job.method.untraced(job.section)): raise QLoRAError(why, key=job.method.name)
+    if job.stack.inputs_kept:
+        raise QLoRAError('4-bit layers that keep their inputs (bitsandbytes in 2023) cannot be traced', key='stack.inputs_kept')
+    if not job.method.adapters and job.stack.loss=='learned':
+        raise QLoRAError('the loss `learned` trains adapters, not the whole model', key='stack.loss', value=job.stack.loss)
+    if job.device=='cpu' and job.attention=='flash_attention_2':
+        raise QLoRAError('flash_attention_2 runs on a GPU only', key='attention', value=job.attention)
 
 def _notes(job):
     out = ['Rows are equally long: padding would add an attention mask.']
@@ -138,7 +136,7 @@ def _notes(job):
     out += ['Reserved: the low end replays the allocator, the high end is what it comes to if no freed block '
         'ever fits a tensor of another size.']
     if job.attention=='sdpa' and job.stack.kernel=='auto' and job.capability<(8, 0) and job.arch.num_key_value_heads!=job.arch.num_attention_heads:
-        out.append('This card has no fused attention for heads that share keys, so PyTorch builds all attention weights.')
+        out.append('This GPU has no fused attention for heads that share keys, so PyTorch builds all attention weights.')
     return tuple(out)
 
 # %% ../../nbs/simulation/trace.ipynb #9df3ee41

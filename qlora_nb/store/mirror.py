@@ -56,8 +56,14 @@ def push(
 ):
     "Upload a run under its name, as one commit; raises OSError, or QLoRAError where the repository has become public"
     folder = Path(folder)
-    try: _private(place).upload_folder(repo_id=_repo(place), folder_path=folder, path_in_repo=folder.name, allow_patterns=list(parts),
-        delete_patterns='checkpoint-*', commit_message=f'Copy of {folder.name}')
+    try:
+        _private(place).upload_folder(
+            repo_id=_repo(place),
+            folder_path=folder,
+            path_in_repo=folder.name,
+            allow_patterns=list(parts),
+            delete_patterns='checkpoint-*',
+            commit_message=f'Copy of {folder.name}')
     except (OSError, ValueError) as e: raise OSError(_why(e, place)) from e
 
 # %% ../../nbs/store/mirror.ipynb #94d1c62c

@@ -95,9 +95,11 @@ def _of_batch(was, now):
     if (rows, passes)==(rows_now, passes_now): return
     before,today = f'{rows} × {passes}',f'{rows_now} × {passes_now}'
     total,total_now = rows*passes,rows_now*passes_now
-    if total==total_now: yield Change('micro-batch', before, today, 'applied', f'still {total} rows per step')
-    else: yield Change('rows per step', f'{before} = {total}', f'{today} = {total_now}', 'refused',
-        'the position in the data is counted in steps of the same size')
+    if total==total_now:
+        yield Change('micro-batch', before, today, 'applied', f'still {total} rows per step')
+        return
+    why = 'the position in the data is counted in steps of the same size'
+    yield Change('rows per step', f'{before} = {total}', f'{today} = {total_now}', 'refused', why)
 
 def _of_data(was, now):
     def short(sha): return str(sha)[:8]
@@ -105,15 +107,17 @@ def _of_data(was, now):
     if was.get('train')!=now.get('train'):
         yield Change('training rows', train(was), train(now), 'refused', 'the position in the data would mean something else')
     before,today = was.get('validation'),now.get('validation')
-    if before!=today: yield Change('validation rows', short(before), short(today), 'applied',
-        'validation losses before and after are of different rows')
+    why = 'validation losses before and after are of different rows'
+    if before!=today: yield Change('validation rows', short(before), short(today), 'applied', why)
 
 def _of_length(was, now, step):
     before,today = was.get('total'),now.get('total')
     if before==today: return
-    if today<=step: yield Change('steps', before, today, 'refused', f'the checkpoint is at step {step}')
-    else: yield Change('steps', before, today, 'applied',
-        'from the next step on, the rate follows the course that a run of this length would have there')
+    if today<=step:
+        yield Change('steps', before, today, 'refused', f'the checkpoint is at step {step}')
+        return
+    why = 'from the next step on, the rate follows the course that a run of this length would have there'
+    yield Change('steps', before, today, 'applied', why)
 
 # %% ../../nbs/training/resume.ipynb #d459d52d
 def _of_machine(was, now):
