@@ -43,7 +43,7 @@ class Watch:
 def ours(path):
     import datasets
     from qlora_nb import parse
-    from qlora_nb.data.gate import prepare
+    from qlora_nb.tokens.gate import prepare
     from qlora_nb.training.loading import load_tokenizer
     from qlora_nb.quiet import quiet
     assert datasets
@@ -82,7 +82,7 @@ def skewed(n, seed=1):
 
 def order(kind, lengths, size):
     "Row numbers, batch by batch"
-    from qlora_nb.data.batching import grouped, shuffled
+    from qlora_nb.tokens.batching import grouped, shuffled
     i = (grouped(lengths, size) if kind=='grouped' else shuffled(range(len(lengths)))).tolist()
     return [i[a:a+size] for a in range(0, len(i), size)]
 
@@ -93,7 +93,7 @@ def batches(steps, size=8, cap=512):
     from trl import pack_dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
     from qlora_nb import parse
-    from qlora_nb.data.gate import prepare
+    from qlora_nb.tokens.gate import prepare
     from qlora_nb.training.loading import load_base, load_tokenizer
     from qlora_nb.methods.lora import lora_config
     from qlora_nb.quiet import quiet

@@ -57,7 +57,7 @@ def held_out_loss(adapter):
     from peft import PeftModel
     from types import SimpleNamespace as S
     from qlora_nb import parse
-    from qlora_nb.data.gate import prepare
+    from qlora_nb.tokens.gate import prepare
     from qlora_nb.training.loading import load_base, load_tokenizer
     from qlora_nb.quiet import quiet
     with quiet():

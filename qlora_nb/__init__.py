@@ -1,7 +1,7 @@
 "QLoRA fine-tuning inside Jupyter: `%load_ext qlora_nb`, or `plan`, `train`, `compare` … from Python"
 __version__ = '0.1.0'
 
-_homes = dict(parse='config.cell', resolve='config.resolve', inspect='data.rows', prepare='data.gate', plan='planning.planner', train='training.start', resume='training.start',
+_homes = dict(parse='config.cell', resolve='config.resolve', inspect='data.rows', prepare='tokens.gate', plan='planning.planner', train='training.start', resume='training.start',
     compare='results.evaluate', generate='results.evaluate', QLoRAError='errors')
 __all__ = list(_homes)
 

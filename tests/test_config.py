@@ -12,7 +12,7 @@ from qlora_nb.config.resolve import resolve
 from qlora_nb.config.schema import SCHEDULES, fields, sections
 from qlora_nb.config.value import Config
 from qlora_nb.config.words import allowed, choices, docs_table
-from qlora_nb.data.templates import CHAT_TEMPLATES, TEMPLATES
+from qlora_nb.tokens.templates import CHAT_TEMPLATES, TEMPLATES
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import Device
 from qlora_nb.facts.models import find

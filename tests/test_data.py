@@ -2,13 +2,13 @@
 import json, re
 import pytest, tiny
 from qlora_nb import parse
-from qlora_nb.data import batching, encoding
-from qlora_nb.data.gate import encode_rows, prepare
+from qlora_nb.tokens import batching, encoding
+from qlora_nb.tokens.gate import encode_rows, prepare
 from qlora_nb.errors import QLoRAError
 from qlora_nb.data.messages import Asked
 from qlora_nb.data.rows import read
 from qlora_nb.data.sources import parts
-from qlora_nb.data.templates import choose_template, encode, encode_all, runs
+from qlora_nb.tokens.templates import choose_template, encode, encode_all, runs
 from qlora_nb.ui.browser import browse
 
 @pytest.fixture(autouse=True)

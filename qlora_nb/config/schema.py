@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from ..data.templates import CHAT_TEMPLATES
+from ..tokens.templates import CHAT_TEMPLATES
 from ..facts.hardware import TYPES
 from ..facts.optimizers import OPTIMIZERS
 from ..methods.lora import Name, Names

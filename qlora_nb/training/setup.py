@@ -10,7 +10,7 @@ __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows'
 import importlib.util, math, os, sys, time
 from contextlib import nullcontext
 from ..config.resolve import resolve
-from ..data.gate import prepare
+from ..tokens.gate import prepare
 from ..data.sources import table_parts
 from ..errors import QLoRAError
 from ..facts.hardware import precision

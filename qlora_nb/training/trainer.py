@@ -12,7 +12,7 @@ from transformers import TrainerState, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.notebook import NotebookProgressCallback
 from trl import SFTConfig, SFTTrainer
-from ..data.batching import grouped
+from ..tokens.batching import grouped
 from ..errors import QLoRAError
 from ..methods.register import find_method
 from ..render import fmt_bytes

@@ -6,7 +6,7 @@
 __all__ = ['Browser', 'browse']
 
 # %% ../../nbs/ui/browser.ipynb #0c3c7328
-from ..data.preview import sample_html, sample_text
+from ..tokens.preview import sample_html, sample_text
 from ..render import page
 from .panels import show_widget
 

@@ -100,7 +100,7 @@ class ConfigMagics(Notebook):
         argument('--browse', action='store_true', help='Step through all training rows below the report, by keyboard or with buttons'))
     def qlora_data(self, args):
         "Show the rows as they will be trained on: format, template, trained tokens, lengths, what is cut"
-        from qlora_nb.data.gate import prepare
+        from qlora_nb.tokens.gate import prepare
         from qlora_nb.quiet import quiet
         from qlora_nb.training.loading import load_tokenizer
         from qlora_nb.ui.browser import browse
