@@ -103,7 +103,7 @@ class Run(_Answers):
     device: object = None # `hardware.Device`
     precision: object = None # `hardware.Precision`
     tokenizer: object = None # Of the base model
-    data: object = None # Prepared rows, from `data.gate.prepare`
+    data: object = None # Prepared rows, from `tokens.gate.prepare`
     longest: int|str = '?' # Tokens of the longest row
     plan: object = None # `Plan` for these rows, if one could be made
     trainer: object = None # `trainer.Trainer`
