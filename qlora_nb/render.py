@@ -55,7 +55,7 @@ CSS = '''<style>
 .qnb.qnb.qnb :is(th,td){padding:.22em 1.4em .22em 0;border:0;border-bottom:1px solid var(--qnb-line);text-align:left;vertical-align:top;
  white-space:normal;max-width:46em}
 .qnb.qnb.qnb th{font-weight:600}.qnb.qnb.qnb thead th{vertical-align:bottom}.qnb.qnb.qnb tbody th{font-weight:400}.qnb.qnb.qnb .strong>*{font-weight:600}
-.qnb.qnb.qnb .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.qnb.qnb.qnb .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.qnb.qnb.qnb th.num{white-space:normal}
 .qnb.qnb.qnb .short{white-space:nowrap}.qnb.qnb.qnb .long{min-width:15em}
 .qnb.qnb.qnb .text{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;min-width:9em}
 .qnb.qnb.qnb .dim{color:var(--qnb-dim)}

@@ -64,7 +64,7 @@ def load_rows(p)->list: # Rows
         ('on the device', fmt_bytes(l.peak), 'while weights arrive')]
 
 # %% ../../nbs/planning/page.ipynb #0d16fab0
-METHOD_HEAD = ('method', 'weights + optimizer state', '', 'peak', 'device', 'trained parameters', 'verdict')
+METHOD_HEAD = ('method', 'verdict', 'weights + optimizer state', '', 'peak', 'device', 'trained parameters')
 
 def methods(p)->list: # Rows
     "Full fine-tuning, LoRA and the quantised base"
@@ -77,7 +77,7 @@ def _method_row(option, binary, decimal):
     share = f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})'
     kept = fmt_bytes(budget.total, binary),f'({fmt_bytes(budget.total, decimal)})'
     peak = fmt_bytes(fit.tensors, binary),band(fit.device)
-    return option.name+' ◀ this config'*option.asked,*kept,*peak,share,SAID[fit.verdict]
+    return option.name+' ◀ this config'*option.asked,SAID[fit.verdict],*kept,*peak,share
 
 # %% ../../nbs/planning/page.ipynb #39c65083
 GPU_HEAD = ('GPU', 'usable', 'verdict', 'left', 'largest batch', 'time', 'rental cost')
@@ -146,7 +146,7 @@ are close to a whole measured run (Llama-2-7B, NF4, batch 1, 1304 tokens: 14.14 
 def sections(p):
     "Heading, head, rows, columns set right; the order of both text forms"
     yield 'The three numbers',NUMBER_HEAD,numbers(p),(1,)
-    yield 'Methods',METHOD_HEAD,methods(p),(1, 2, 3, 4, 5)
+    yield 'Methods',METHOD_HEAD,methods(p),(2, 3, 4, 5, 6)
     yield 'Phases',PHASE_HEAD,phases(p),(1,)
     yield 'Components',PART_HEAD,parts(p),(1,)
     yield 'Loading',LOAD_HEAD,load_rows(p),(1,)

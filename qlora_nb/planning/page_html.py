@@ -84,11 +84,11 @@ def _verdict(v):
     return Markup(tag('span', SAID[v], cls=colour))
 
 def _method_row(p, option, cells, top):
-    budget,sizes = option.budget,cells[1:-2]
+    budget,sizes = option.budget,cells[2:-1]
     first = escape(cells[0])+_bar(p, option, top)
     share = f'{budget.trainable/budget.parameters:.2%}'
     trained = tag('span', share, title=f'{budget.trainable:,} parameters')
-    return [Markup(first), *sizes, Markup(trained), _verdict(option.fit.verdict)]
+    return [Markup(first), _verdict(option.fit.verdict), *sizes, Markup(trained)]
 
 # %% ../../nbs/planning/page_html.ipynb #905eefcd
 def _bars(p):
@@ -96,13 +96,13 @@ def _bars(p):
     full = p.options[0].fit.device[1]
     top = max(o.fit.device[1] for o in p.options)
     if memory<4*full: top = max(top, 1.05*memory)
-    head = (*METHOD_HEAD[:5], 'trained', METHOD_HEAD[6])
+    head = *METHOD_HEAD[:6],'trained'
     rows = [_method_row(p, o, cells, top) for o,cells in zip(p.options, methods(p))]
     asked = [n for n,o in enumerate(p.options) if o.asked]
     table = html_table(
         rows,
         head,
-        num=range(1, 6),
+        num=range(2, 7),
         named=True,
         strong=asked)
     return _this(p)+tag('div', table, style='--qnb-bar:230px')+_key(p)
