@@ -13,6 +13,7 @@ from qlora_nb.planning.fit import BASE, CONTEXT, LIBRARIES, PROCESS, WASTE, Fit,
 from qlora_nb.planning.advice import KEYS, SOLVED, setting_changes, largest, solve, solved_for, suggest
 from qlora_nb.facts.hardware import Device, gpu
 from qlora_nb.facts.models import find
+from qlora_nb.planning.planner import plan
 from qlora_nb.render import GiB
 from qlora_nb.simulation.job import make_job, stack
 
@@ -109,7 +110,7 @@ def test_70b_on_two_cards_of_24_gb():
     assert fit(big, Machine(gpu('RTX 3090'))).verdict=='no' and fit(big, Machine(gpu('RTX 3090'), 2, 'fsdp')).verdict!='no'
 
 
-@pytest.mark.parametrize('kw,say', [(dict(gpus=0), 'must be an integer'), (dict(gpus=2.), 'must be an integer'), (dict(gpus=2, sharding='fdsp'), "Did you mean 'fsdp'"),
+@pytest.mark.parametrize('kw,say', [(dict(gpus=0), 'must be an integer'), (dict(sharding='ddp'), 'two GPUs or more'), (dict(gpus=2.), 'must be an integer'), (dict(gpus=2, sharding='fdsp'), "Did you mean 'fsdp'"),
     (dict(gpus=2, device=Device('cpu', 'x')), 'only CUDA')])
 def test_machines_that_cannot_be(kw, say):
     with pytest.raises(QLoRAError, match=say): Machine(**{'device': gpu('T4'), **kw})
@@ -157,6 +158,14 @@ def test_knobs_have_the_right_sign():
     assert by['lora.r']==peak(JOB.changed(r=32)).tensors+peak(JOB.changed(r=32)).paged-peak(JOB).tensors-peak(JOB).paged
     assert not any('8-bit base' in k.name or 'double' in k.name for k in setting_changes(JOB.changed(stored='float16'), T4))
 
+
+def test_several_gpus_change_what_a_setting_costs():
+    m = Machine(gpu('RTX 3090'), 2, 'fsdp')
+    one,wide = plan('Llama-2-7B', gpu='RTX 3090', gpus=2, sharding='fsdp'),plan('model: Llama-2-7B\ndata: {train: demo}\nlora: {r: 32}\n', gpu='RTX 3090', gpus=2, sharding='fsdp')
+    by = {k.name: k.bytes for k in one.setting_changes}
+    assert by['lora.r']==wide.tensors_bytes+wide.fit.paged-one.tensors_bytes-one.fit.paged
+    assert 'effective batch of 64 ' in suggest(JOB.changed(accumulation=16), m).why
+    assert one.loading.peak==one.phases['load'] and 'per GPU' in one.notes[0]
 
 @few
 @given(jobs, st.floats(.5, 3))

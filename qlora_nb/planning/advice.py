@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import QLoRAError, nearest
-from .fit import Fit, Machine, Peak, alike, fit, peak
+from .fit import Fit, Machine, Peak, alike, fit, peak, spread
 from ..simulation.job import Job
 
 # %% ../../nbs/planning/advice.ipynb #65a73922
@@ -76,7 +76,7 @@ class SettingChange:
     "One setting, changed"
     name: str # What is changed
     said: str # From what to what
-    bytes: int # What tensors and paged state grow by at the peak
+    bytes: int # What tensors and paged state of one GPU grow by at the peak
     fit: Fit # The changed job on the GPU
 
 def _changes(job):
@@ -101,7 +101,9 @@ def _switch(on): return 'on → off' if on else 'off → on'
 # %% ../../nbs/planning/advice.ipynb #5625789d
 def setting_changes(job:Job, machine:Machine)->list[SettingChange]: # Dearest first
     "What one change costs or saves"
-    def size(j): return peak(j).tensors+peak(j).paged
+    def size(j):
+        one = spread(peak(j), j, machine)
+        return one.tensors+one.paged
     whole = machine.gpus>1 and machine.sharding=='fsdp'
     changed = [(name, said, new) for name,said,new in _changes(job) if not (whole and new.storage.bits==8)]
     out = [SettingChange(name, said, size(j)-size(job), fit(j, machine)) for name,said,j in changed]
@@ -187,5 +189,6 @@ def suggest(
     new = _split(now, b, total)
     out = {k: r.value for k,r in done.items() if k!=KEYS['batch']}
     if b!=job.batch: out |= {KEYS['batch']: b, KEYS['accumulation']: total//b}
-    why = f'fits, with the same effective batch of {total}' if not good else f'there is room for a micro-batch of {b}: the same effective batch of {total} in fewer passes'
+    whole = f'the same effective batch of {total*machine.gpus}'
+    why = f'there is room for a micro-batch of {b}: {whole} in fewer passes' if good else f'fits, with {whole}'
     return Suggestion(out, new, fit(new, machine), why)

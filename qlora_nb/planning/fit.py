@@ -129,6 +129,7 @@ class Machine:
         if how and how not in SHARDINGS:
             allowed = ' or '.join(SHARDINGS)
             raise QLoRAError(f'sharding must be {allowed}.', key='sharding', value=how, suggestion=nearest(how, SHARDINGS))
+        if how and count==1: raise QLoRAError('sharding needs two GPUs or more: set gpus as well', key='sharding', value=how)
         if count>1 and self.device.kind not in ('cuda', 'rocm'):
             raise QLoRAError(f'{self.device.name}: only CUDA or ROCm GPUs can share a run', key='gpus', value=count)
 

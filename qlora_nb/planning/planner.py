@@ -140,7 +140,7 @@ class _Answers:
     @cached_property
     def peak(self): return spread(self.own, self.job, self.machine)
     @cached_property
-    def loading(self): return loading(self.job, self.own)
+    def loading(self): return loading(self.job, self.peak)
     @cached_property
     def gpu_verdicts(self): return _gpu_verdicts(self)
     @cached_property
@@ -222,6 +222,8 @@ def _compared(formula, traced):
     return (f'Formula and trace disagree: {fmt_bytes(formula.tensors)} by formula, {fmt_bytes(traced.tensors)} traced ({off:+.1%}). The trace is shown.',)
 
 def _notes(p, said, compared):
+    several = f'On {p.machine.gpus} GPUs: peaks, phases and device memory are per GPU; terms, paged state and weights + optimizer state are of one whole copy.'
+    if p.machine.gpus>1: said = (several, *said)
     t = f'dtypes: {p.precision.compute} products and base, {p.precision.adapters} adapters ({p.precision.why}).'
     time = f"Time: {p.work.said}; {p.cost.said}."+(' Communication between GPUs is not counted.' if p.machine.gpus>1 else '')
     code = f"Training stack: {'; '.join(p.job.stack.why)}."
