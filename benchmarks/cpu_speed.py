@@ -1,4 +1,4 @@
-"""What is fastest on a CPU: the choices behind `loading.attention` and `trainer.trained_loss`, each measured on the demo model.
+"""What is fastest on a CPU: the choices behind `facts.hardware.attention` and `tasks.loss.trained_loss`, each measured on the demo model.
 
 Every variant takes the same training steps (forward, loss, backward) on the same rows; variants take turns, round after round, in one process.
 

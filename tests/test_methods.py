@@ -1,11 +1,15 @@
 "A method of one's own is one value: config, plan, training, resuming, report and documentation know it, and no other file changes"
-import pytest, tiny
+import inspect, pytest, tiny
+from dataclasses import fields, replace
 from pydantic import Field
 from qlora_nb import parse, plan
 from qlora_nb.config.words import docs_table
 from qlora_nb.errors import QLoRAError
 from qlora_nb.methods.method import Method, Section
-from qlora_nb.methods.register import METHODS, register
+from qlora_nb.config.schema import Settings
+from qlora_nb.config.value import Config, _Page
+from qlora_nb.methods.register import METHODS, OF_JOB, TAKEN, register
+from qlora_nb.simulation.job import Job
 from qlora_nb.training.start import resume, train
 from test_resume import final
 
@@ -60,6 +64,46 @@ def test_what_is_fixed_may_not_change(norms, folder, tmp_path):
     run = train(cell(folder, tmp_path), ROWS, name='run', on_change=tiny.at_step(1, stop))
     with pytest.raises(QLoRAError, match='norms.last was True and is False now .other weights are trained.'):
         resume(str(run.folder), parse(cell(folder, tmp_path).replace('last: true', 'last: false')), ROWS)
+
+class Listed(Section):
+    names: list = []
+
+class Needed(Section):
+    rank: int = Field(description='no default')
+
+class Sized(Section):
+    batch: int = 1
+
+@pytest.mark.parametrize('changes,say', [(dict(name='data'), "'data' cannot be"), (dict(name='a b'), "'a b' cannot be"), (dict(name=''), "'' cannot be"),
+    (dict(name='with_'), 'cannot be'), (dict(bases=()), 'bases must be'), (dict(bases=(2,)), 'bases must be'), (dict(adapters=False), 'without adapters'),
+    (dict(grows='rank'), "no setting: 'rank'"), (dict(section=Needed), "'rank' needs a default"), (dict(section=Listed), 'a tuple, not a list'),
+    (dict(section=Sized), 'property of a job'), (dict(name='lora'), 'already')])
+def test_what_would_break_a_cell_is_refused_at_the_door(norms, changes, say):
+    with pytest.raises(QLoRAError, match=say): register(replace(norms, **changes))
+    assert parse('model: demo\ndata: {train: demo}\n').method=='lora'
+
+def test_names_that_a_method_may_not_have_are_those_of_config_and_job():
+    public = {n for n in {*vars(Config), *vars(_Page), *Settings.model_fields, *vars(Settings)} if not n.startswith(('_', 'model_'))}
+    changed = {n for n in inspect.signature(Job.changed).parameters if n not in ('self', 'values')}
+    assert public<=set(TAKEN) and {f.name for f in fields(Job)}|changed==set(OF_JOB)
+
+def test_a_cell_that_registers_may_be_run_again(norms):
+    again = register(replace(norms, label='norm tuning, edited'))
+    assert METHODS['norms'] is again
+
+def test_the_plan_offers_only_bases_that_the_method_takes(norms):
+    register(replace(norms, bases=('none',)))
+    p = plan('model: meta-llama/Llama-2-7b-hf\ndata: {train: demo}\nmethod: norms\ntraining: {per_device_train_batch_size: 4, max_length: 4096}\nhardware: {gpu: T4}\n')
+    assert not any('base' in k.name for k in p.setting_changes) and [o.name for o in p.options]==['full fine-tuning on float32', 'norm tuning on float16, with the last norm']
+    assert not p.suggestion or 'quantization.bits' not in p.suggestion.changes
+
+def test_rules_belong_to_the_method_and_not_to_its_name():
+    own = register(replace(METHODS['lora'], name='own'))
+    try:
+        with pytest.raises(QLoRAError, match='pissa needs a base that is not quantised'):
+            parse('model: demo\ndata: {train: demo}\nmethod: own\nown: {init_lora_weights: pissa}\n')
+        assert 'DoRA makes each step slower' in str(parse('model: demo\ndata: {train: demo}\nmethod: own\nown: {use_dora: true}\n').notes)
+    finally: del METHODS['own']
 
 def test_afterwards_nobody_knows_it():
     with pytest.raises(QLoRAError, match='lora'): parse('model: demo\ndata: {train: demo}\nmethod: norms\n')

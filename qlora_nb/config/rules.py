@@ -22,8 +22,6 @@ class Need(NamedTuple):
 
 _NO_ROWS = 'no validation rows: give data.validation or data.validation_size'
 _4BIT = 'belongs to 4-bit storage: set quantization.bits to 4, or leave this key out'
-_ON_PLAIN = ('pissa', 'orthogonal') # Initialisations that decompose the base weights
-_PLAIN = 'needs a base that is not quantised: set quantization.bits to none'
 
 def no_validation(settings:Settings)->bool:
     "Whether there are no rows to validate on"
@@ -32,7 +30,7 @@ def no_validation(settings:Settings)->bool:
 def needs(settings:Settings)->list[Need]:
     "Every dependency between two keys"
     training,bits = settings.training,settings.quantization.bits
-    initial,method = settings.lora.init_lora_weights,find_method(settings.method)
+    method = find_method(settings.method)
     validated = dict(
         eval_strategy=training.eval_strategy in ('steps', 'epoch'),
         early_stopping_patience=training.early_stopping_patience is not None,
@@ -40,7 +38,7 @@ def needs(settings:Settings)->list[Need]:
     none,bases = no_validation(settings),' or '.join(map(str, method.bases))
     return [
         *(Need(f'training.{k}', 'data.validation', none and asked, _NO_ROWS) for k,asked in validated.items()),
-        Need('lora.init_lora_weights', 'quantization.bits', bits!='none' and initial in _ON_PLAIN, f'{initial} {_PLAIN}'),
+        *(Need(f'{method.name}.{k}', 'quantization.bits', True, why) for k,why in method.refused(settings.section, bits)),
         Need('quantization.bnb_4bit_quant_type', 'quantization.bits', bits!=4, _4BIT),
         Need('quantization.bnb_4bit_use_double_quant', 'quantization.bits', bits!=4, _4BIT),
         Need('quantization.bits', 'method', bits not in method.bases, f'must be {bases} with method {method.name}, got {bits}')]
@@ -106,10 +104,5 @@ def remarks(settings:Settings)->dict: # Dotted key → text
     if training.eval_strategy!='steps': said['training.eval_steps'] = 'has no effect without validation rows and eval_strategy: steps'
     if training.lr_scheduler_type=='constant':
         said['training.warmup_steps'] = 'has no effect on a constant learning rate; see constant_with_warmup'
-    if settings.method!='lora': return said
-    initial = settings.lora.init_lora_weights
-    if settings.lora.use_dora: said['lora.use_dora'] = 'DoRA makes each step slower and needs more memory'
-    if initial in ('olora', 'pissa'):
-        said['lora.init_lora_weights'] = f'{initial} changes the base weights too: the adapter fits no other copy of the base'
-    if initial is False: said['lora.init_lora_weights'] = 'the adapter starts as noise: before step 1 the model is worse'
-    return said
+    own = find_method(settings.method).remarks(settings.section)
+    return said | {f'{settings.method}.{setting}': text for setting,text in own}

@@ -148,10 +148,23 @@ def _notes(section):
     said = 'DoRA builds the whole updated weight at each use; its gradient buffers are counted approximately.'
     return (said,) if section.use_dora else ()
 
-# %% ../../nbs/methods/lora.ipynb #926bd533
+# %% ../../nbs/methods/lora.ipynb #ed408725
+def _refused(section, bits):
+    initial = section.init_lora_weights
+    why = f'{initial} needs a base that is not quantised: set quantization.bits to none'
+    return [('init_lora_weights', why)] if bits!='none' and initial in ('pissa', 'orthogonal') else []
+
+def _remarks(section):
+    initial = section.init_lora_weights
+    if section.use_dora: yield 'use_dora','DoRA makes each step slower and needs more memory'
+    if initial is False: yield 'init_lora_weights','the adapter starts as noise: before step 1 the model is worse'
+    if initial in ('olora', 'pissa'):
+        yield 'init_lora_weights',f'{initial} changes the base weights too: the adapter fits no other copy of the base'
+
+# %% ../../nbs/methods/lora.ipynb #0b84e1a1
 def _variants(section): return [('r', 2*section.r), *_reliefs(section)]
 def _reliefs(section): return [('target_modules', 'attention-only')] if section.target_modules!='attention-only' else []
 
 LORA = Method('lora', 'LoRA', Lora, (4, 8, 'none'), _tensors, _trains, _attach, _title, _describe, 'PEFT: A is r × in, B is out × r',
     targets=_targets, weights=_weights, walk=_walk, untraced=_untraced, notes=_notes, grows='r', variants=_variants, reliefs=_reliefs,
-    merge=('float32', 'bfloat16', 'float16'), fixed=FIXED, initial=('init_lora_weights',), bare=dict(lora_dropout=0.))
+    refused=_refused, remarks=_remarks, fixed=FIXED, initial=('init_lora_weights',), bare=dict(lora_dropout=0.))

@@ -42,9 +42,8 @@ class Method:
     variants: Callable = _nothing # (section) → [(setting, value)] that the plan prices beside it
     reliefs: Callable = _nothing # (section) → [(setting, value)] that save memory, for a plan that does not fit
     off: str = 'disable' # How the base is shown again: `disable` the adapter, or `reload` the model
-    checkpointing: bool = True # Whether it works with gradient checkpointing
-    packing: bool = True # Whether it works with packed rows
-    merge: tuple = () # Storages into which the result can be merged
+    refused: Callable = _nothing # (section, bits) → [(setting, why)] of settings that contradict the base
+    remarks: Callable = _nothing # (section) → [(setting, what its value costs or does without saying so)]
     fixed: dict = field(default_factory=dict) # Setting → why a resumed run may not change it
     initial: tuple = () # Settings that act only before step 1, so that a resumed run may change them to no effect
     bare: dict = field(default_factory=dict) # Settings of a job that names none, where they differ from the section's defaults

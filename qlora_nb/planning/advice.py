@@ -88,13 +88,18 @@ def _changes(job):
         yield f'{j.method.name}.{key}',f'{_word(getattr(j.section, key))} → {_word(value)}',j.changed(**{key: value})
     yield 'gradient checkpointing',_switch(j.checkpointing),replace(j, checkpointing=not j.checkpointing)
     if base.bits==4: yield 'double quantisation',_switch(base.double_quant),j.changed(double_quant=not base.double_quant)
-    if base.quantised: yield '16-bit base',f'{base.name} → {j.dtype}',j.changed(stored=j.dtype)
-    if base.bits==4: yield '8-bit base',f'{base.name} → int8',j.changed(stored='int8')
-    if j.method.adapters and not base.quantised: yield '4-bit base',f'{base.name} → nf4',j.changed(stored='nf4')
+    yield from _other_bases(j)
     for optim in ('adamw_torch', 'adamw_8bit', 'sgd'):
         if optim!=j.optim: yield 'optimizer '+optim,f'{j.optim} → {optim}',replace(j, optim=optim)
 
 # %% ../../nbs/planning/advice.ipynb #03e1a0d0
+def _other_bases(job):
+    now,bases = job.storage,job.method.bases
+    if not job.method.adapters: return
+    if now.quantised and 'none' in bases: yield '16-bit base',f'{now.name} → {job.dtype}',job.changed(stored=job.dtype)
+    if now.bits==4 and 8 in bases: yield '8-bit base',f'{now.name} → int8',job.changed(stored='int8')
+    if not now.quantised and 4 in bases: yield '4-bit base',f'{now.name} → nf4',job.changed(stored='nf4')
+
 def _word(value): return ', '.join(value) if isinstance(value, tuple) else value
 def _switch(on): return 'on → off' if on else 'off → on'
 
@@ -141,7 +146,7 @@ def _reliefs(job, cuda):
     if not job.checkpointing: yield _relief('checkpointing', True)
     if job.storage.bits==4 and not job.storage.double_quant: yield _relief('double_quant', True)
     if job.optim!=optim: yield _relief('optim', optim)
-    if not job.storage.quantised: yield _Relief(KEYS['bits'], 4, dict(stored='nf4'))
+    if not job.storage.quantised and 4 in job.method.bases: yield _Relief(KEYS['bits'], 4, dict(stored='nf4'))
     for n in (2048, 1024, 512, 256):
         if n<job.length: yield _relief('length', n)
     for key,value in job.method.reliefs(job.section): yield _Relief(f'{job.method.name}.{key}', value, {key: value})

@@ -261,9 +261,11 @@ def plan(
 def _jobs(config, arch, device, longest, learned):
     "The job of the config first; beside it full fine-tuning, and the other kind of base"
     asked = job_for(config, arch, device, longest=longest, learned=learned)
-    other = asked.dtype if asked.storage.quantised else config.quantization.bnb_4bit_quant_type
-    more = [(FULL, None)] if asked.method.adapters else []
-    if asked.method.adapters: more.append((asked.method, storage(other, config.quantization.bnb_4bit_use_double_quant)))
+    if not asked.method.adapters: return [asked]
+    more,quantised = [(FULL, None)],asked.storage.quantised
+    other = asked.dtype if quantised else config.quantization.bnb_4bit_quant_type
+    double = config.quantization.bnb_4bit_use_double_quant
+    if ('none' if quantised else 4) in asked.method.bases: more.append((asked.method, storage(other, double)))
     return [asked, *(job_for(config, arch, device, method, stored, longest, learned) for method,stored in more)]
 
 # %% ../../nbs/planning/planner.ipynb #09136760
