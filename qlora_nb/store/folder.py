@@ -172,7 +172,7 @@ def find_run(
     if back := _fetched(name, output_dir, mirror_dir, away): return back
     names = [p.name for p in here+away]
     also = f' or {mirror_dir}' if mirror_dir else ''
-    if not names: raise QLoRAError(f'no run to resume: there is none in {output_dir}{also}', value=name)
+    if not names: raise QLoRAError(f'there are no runs in {output_dir}{also}', value=name)
     raise QLoRAError(f'no run {name!r} in {output_dir}; there are {", ".join(names[:8])}.', value=name, suggestion=nearest(name, names))
 
 # %% ../../nbs/store/folder.ipynb #3db0ea45

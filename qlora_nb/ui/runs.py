@@ -83,14 +83,15 @@ class Runs(Shown):
     def _head(self): return ['differs in', *(r.name for r in self.records)]
 
     def __str__(self):
+        lines = [text_table(self.rows(), RUN_HEAD, num=(2, 3, 4, 5))] if self.records else []
+        lines += [f'! {s}' for s in self.said]
         differ = _differ(self.records)
-        table = text_table(self.rows(), RUN_HEAD, num=(2, 3, 4, 5))
-        below = '\n\n'+text_table(differ, self._head()) if differ else ''
-        return '\n'.join([table, *(f'! {s}' for s in self.said)])+below
+        if differ: lines += ['', text_table(differ, self._head())]
+        return '\n'.join(lines)
 
     def _html(self):
         differ = _differ(self.records)
-        table = html_table(self.rows(), RUN_HEAD, num=(2, 3, 4, 5))
+        table = html_table(self.rows(), RUN_HEAD, num=(2, 3, 4, 5)) if self.records else ''
         below = html_table(differ, self._head()) if differ else ''
         return table+html_notes(self.said)+_curves_html(self.records)+below
 
@@ -101,7 +102,7 @@ def runs(
 )->Runs:
     "Runs side by side, newest first"
     found = [find_run(name, output_dir) for name in names] if names else run_folders(output_dir)
-    good,bad = [],[]
+    good,bad = [],[] if found else [f'There are no runs in {output_dir} yet.']
     for folder in found:
         try: good.append(record(folder))
         except QLoRAError as e: bad.append(str(e))
