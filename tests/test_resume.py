@@ -61,8 +61,9 @@ def test_rows_of_like_length_pad_less_and_go_on_exactly(folder, tmp_path):
     "Order by length in both epochs, ended in either, with another split of a step too"
     rows = ROWS | dict(rows=[dict(prompt='who is on the mat '+'x'*(i%2*80), completion='the cat') for i in range(18)])
     texts = {k: cell(folder, tmp_path, train_sampling_strategy=k, num_train_epochs=2, max_length=128) for k in ('auto', 'group_by_length', 'random')}
-    one,chance = (train(texts[k], rows, name=k) for k in ('auto', 'random'))
-    assert one.data.sampling=='group_by_length' and positions(one)<.9*positions(chance)
+    one = train(texts['auto'], rows, name='auto')
+    read = positions(one) # The next run frees its trainer
+    assert one.data.sampling=='group_by_length' and read<.9*positions(train(texts['random'], rows, name='random'))
     for step in (2, 7):
         run = train(texts['group_by_length'], rows, name=f'at{step}', on_change=tiny.at_step(step, stop))
         assert final(resume(str(run.folder), texts['auto'], rows))==final(one)

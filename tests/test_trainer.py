@@ -67,6 +67,7 @@ def test_the_second_interrupt_returns_at_once_and_the_worker_ends_soon(cell):
     with pytest.raises(QLoRAError, match='two is still running'): new_run(cell())
     gate.set()
     assert run._done.wait(30) and run.status=='stopped' and run.step<20
+    assert run.checkpoints==[f'checkpoint-{run.step}'] and COMPLETE <= files(run, run.checkpoints[0]), 'the last whole step is saved all the same'
 
 def test_the_end_is_shown_before_the_cell_returns(cell):
     "However slow the last redraw is"
@@ -169,5 +170,6 @@ def test_packed_rows_learn_what_single_rows_learn(cell):
     "Four rows in one packed sequence and in one padded batch: the same loss"
     rows = dict(rows=tiny.rows(4))
     packed = train(cell(packing='true', max_length=256, per_device_train_batch_size=1, max_steps=1), rows)
+    assert len(packed.trainer.train_dataset)==1
     padded = train(cell(max_length=256, per_device_train_batch_size=4, max_steps=1), rows)
-    assert len(packed.trainer.train_dataset)==1 and abs(packed.losses[0][1]-padded.losses[0][1])<5e-3
+    assert abs(packed.losses[0][1]-padded.losses[0][1])<5e-3

@@ -6,14 +6,18 @@
 __all__ = ['SEAL', 'sync', 'write_whole', 'copy_whole', 'seal', 'flaw']
 
 # %% ../../nbs/store/files.ipynb #e8476c66
-import hashlib, json, os, shutil
+import errno, hashlib, json, os, shutil
 from pathlib import Path
 
 # %% ../../nbs/store/files.ipynb #74cae295
+_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EBADF) # From file systems that flush no folders, such as CIFS
+
 def sync(path):
     "Have the operating system put a file, or the names in a folder, on the disk"
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
+    except OSError as e:
+        if e.errno not in _CANNOT or not os.path.isdir(path): raise
     finally: os.close(handle)
 
 # %% ../../nbs/store/files.ipynb #9c9bba4f

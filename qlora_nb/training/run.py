@@ -204,4 +204,4 @@ def _interrupted(self:Run):
     "Ask the worker to end at its next micro-batch; the error for the cell"
     self._abandon.set()
     last = self.checkpoints[-1] if self.checkpoints else 'none'
-    return Interrupted(f'{self.name} ends at its next micro-batch; last checkpoint: {last}')
+    return Interrupted(f'{self.name} ends at its next micro-batch and saves its last whole step; last checkpoint so far: {last}')

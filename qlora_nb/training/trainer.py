@@ -79,6 +79,10 @@ class Resuming:
         self._evaluate(None, None)
         if self.run._stop.is_set() or self.control.should_training_stop: raise Abandoned
 
+    def _load_scaler(self, checkpoint):
+        "The loss scale of float16; a run on another device may compute without one"
+        if self.accelerator.scaler is not None: super()._load_scaler(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         changes,groups = self.run.changes,self.optimizer.param_groups
         decay = [group['weight_decay'] for group in groups]
@@ -180,6 +184,7 @@ def attempt(run)->str|None: # Words for an allocation that failed
         return None
     except QLoRAError: raise
     except Abandoned:
+        if run._abandon.is_set() and trainer.whole and trainer.before_step: trainer.back_to_last_step()
         if run._stop.is_set() or not trainer.control.should_training_stop: raise
         return None # Ended early by a validation that was owed
     except Exception as e:
@@ -219,6 +224,7 @@ def resize(run, micro:int, accumulation:int):
     trainer.args.per_device_train_batch_size = trainer._train_batch_size = micro
     trainer.args.gradient_accumulation_steps = accumulation
     trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trainer.model._is_accelerate_prepared = False # Prepared again, it gets autocast again
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.owed,run.memory.tried = False,None
     run.resumed = latest(run.folder)[0]
