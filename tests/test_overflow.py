@@ -1,5 +1,5 @@
 "The path of a GPU without bfloat16, on a CPU: a real GradScaler, and overflows that are put in"
-import gc, pytest, tiny, torch, weakref
+import pytest, tiny, torch, weakref
 from qlora_nb.errors import QLoRAError
 from qlora_nb.training import trainer
 from qlora_nb.training.start import resume, train
