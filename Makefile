@@ -51,6 +51,7 @@ FINGERPRINT = git ls-files -co --exclude-standard -- nbs qlora_nb README.md | xa
 sync: $(READY)
 	@$(FINGERPRINT) > .venv/before
 	nbdev-export
+	python tools/answers.py
 	nbdev-clean
 	python tools/readme.py
 	@$(FINGERPRINT) | diff .venv/before - > .venv/changed || { \

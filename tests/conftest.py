@@ -24,6 +24,15 @@ def interrupt():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture
+def ip():
+    "A shell with the extension"
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell()
+    shell.run_line_magic('load_ext', 'qlora_nb')
+    yield shell
+    shell.run_line_magic('unload_ext', 'qlora_nb')
+
+@pytest.fixture
 def empty(tmp_path, monkeypatch):
     "An empty folder to work in, with a cache of its own and no hub"
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,5 @@
 "The lessons run, each figure that they state is checked by them, and the exercises' checkers know right from wrong"
-import ast, time
+import ast, sys, time
 from math import isfinite
 import nbformat, pytest
 from conftest import root
@@ -10,6 +10,8 @@ from qlora_nb.teach.lesson import attempt, check, exercise, exercises
 
 LESSONS = sorted((root/'nbs'/'course').glob('[0-9][0-9]_*.ipynb'))
 EXERCISES = sorted(exercises())
+sys.path.insert(0, str(root/'tools'))
+import answers
 lesson = pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 each = pytest.mark.parametrize('name', EXERCISES)
 
@@ -90,6 +92,12 @@ def test_form(path):
     assert 20<=len(nb.cells)<=45 and first[0].startswith(f'# {path.name[:2]} ') and first[2].startswith('> ')
     assert len(asked(nb))>=3 and '## Recap' in ''.join(c.source for c in nb.cells) and nb.cells[-1].source=='claims()'
     assert {ast.literal_eval(c.args[0]) for cell in code(nb) for c in calls(cell, 'check')[0]}==set(asked(nb))
+
+@lesson
+def test_a_lesson_is_saved_without_its_answers(path):
+    nb = nbformat.read(path, 4)
+    revealing = [c for c in code(nb) if 'reveal(' in c.source]
+    assert not answers.hidden(nb) and (not revealing or answers.INSTEAD in ''.join(map(outputs, revealing)))
 
 @lesson
 def test_stored_outputs(path):

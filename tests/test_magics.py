@@ -6,13 +6,6 @@ from qlora_nb import compare
 from qlora_nb.errors import QLoRAError
 from qlora_nb.methods.full import FULL
 
-@pytest.fixture
-def ip():
-    shell = InteractiveShell()
-    shell.run_line_magic('load_ext', 'qlora_nb')
-    yield shell
-    shell.run_line_magic('unload_ext', 'qlora_nb')
-
 def run(ip, code):
     "Run a cell; raise what it raised, return its value"
     r = ip.run_cell(code)
@@ -91,7 +84,7 @@ def test_loading_twice_reloading_and_unloading_leave_nothing():
     clean = left(ip)
     for magic in ('load_ext', 'load_ext', 'reload_ext'): ip.run_line_magic(magic, 'qlora_nb')
     magics,configurables,matchers,known = left(ip)
-    assert len(configurables)==1 and matchers==clean[2]+1 and known and len(magics)==len(set(magics))
+    assert len(configurables)==1 and matchers==clean[2]+1 and known and len(magics)==len(set(magics))+1 # %qlora_config is a line magic too
     ip.run_line_magic('unload_ext', 'qlora_nb')
     assert left(ip)==clean
 

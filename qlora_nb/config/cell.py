@@ -7,14 +7,15 @@ __all__ = ['parse']
 
 # %% ../../nbs/config/cell.ipynb #54e120dd
 import re, yaml
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from .checking import Given, given_as
 from .renamed import carried, former_names, unknown
 from .schema import fields, join_key, keys_of, sections, split_key
 from .value import Config, build
 from .words import allowed
-from ..errors import Problem, QLoRAError
+from ..errors import Problem, QLoRAError, nearest
 
 # %% ../../nbs/config/cell.ipynb #948bfebb
 class _Loader(yaml.BaseLoader):
@@ -44,6 +45,18 @@ _HINTS = {
     'special characters': 'an invisible control character',
     'end of stream|escape': 'a quote is open, or holds a backslash: use single quotes'}
 
+_MAGIC = re.compile(r'(?m)^\s*(%{1,2}\w+)')
+_GLUED = re.compile(r'(?m)^\s*(?:- )?(\w+):([^\s/].*)$')
+
+def _cause(text, at):
+    "A line up to a syntax error that explains it: its position, and what is wrong with it"
+    known = {*sections(), *(split_key(key)[1] for key in fields())}
+    end = text.find('\n', at)
+    for m in _MAGIC.finditer(text): return m.start(1),f'{m[1]} is a magic: put it into a cell of its own'
+    for m in _GLUED.finditer(text[:end] if end>0 else text):
+        if m[1] in known: return m.start(1),f'a space is missing after the colon: write {m[1]}: {m[2]}'
+    return None
+
 def _hint(text, at, reason):
     "What probably causes a syntax error at a position of the text"
     here = text[text.rfind('\n', 0, at)+1:].partition('\n')[0]
@@ -55,6 +68,7 @@ def _syntax(e, text, first_line):
     mark = getattr(e, 'problem_mark', None) or getattr(e, 'context_mark', None)
     at = mark.index if mark else getattr(e, 'position', 0)
     reason = getattr(e, 'problem', None) or getattr(e, 'reason', None) or 'a character code out of range'
+    if cause := _cause(text, at): return Problem(cause[1], line=text.count('\n', 0, cause[0])+first_line)
     return Problem(f'not readable as YAML: {_hint(text, at, reason)}', line=text.count('\n', 0, at)+first_line)
 
 # %% ../../nbs/config/cell.ipynb #5ffd5bf4
@@ -64,6 +78,8 @@ def _compose(text, first_line):
         raise QLoRAError(f'the cell has {len(text):,} characters, but a configuration has at most {2**16:,}', line=first_line)
     try: return _Loader(text).get_single_node()
     except (yaml.YAMLError, ValueError, OverflowError) as e: raise QLoRAError(errors=[_syntax(e, text, first_line)]) from None
+
+_INVISIBLE = ' \xa0\u200b\u200c\u200d\u2060\ufeff' # What a copy from a web page leaves at the ends of a word
 
 def _plain(node):
     "The text of a scalar, the texts of a list, or the node itself when it is nothing a key can hold"
@@ -79,6 +95,7 @@ class _Cell:
     "What was read from a cell so far"
     text: str
     first: int # Number of the first line of the text
+    space: dict|None = None # The notebook's variables
     given: dict = field(default_factory=dict) # Dotted key → `Given`
     problems: list = field(default_factory=list)
     notes: list = field(default_factory=list)
@@ -86,14 +103,19 @@ class _Cell:
     def line(self, node): return self.text.count('\n', 0, node.start_mark.index)+self.first
     def refuse(self, message, key, node): self.problems.append(Problem(message, key[:80], self.line(node)))
 
-def _twice(first, second, keep='one'): return f'given twice, on lines {first} and {second}: keep {keep}'
+def _twice(first, second, keep='one'):
+    where = f'on line {first}' if first==second else f'on lines {first} and {second}'
+    return f'given twice, {where}: keep {keep}'
 
 def _pairs(cell, node, section):
     "Keys and values of a mapping, each key once"
     seen = {}
     for key,value in node.value:
-        if not isinstance(key, yaml.ScalarNode): cell.refuse('a key is a word, not a list or mapping', section, key)
-        elif key.value in seen: cell.refuse(_twice(seen[key.value], cell.line(key)), join_key(section, key.value), key)
+        if not isinstance(key, yaml.ScalarNode):
+            cell.refuse('a key is a word, not a list or mapping', section, key)
+            continue
+        key.value = key.value.strip(_INVISIBLE)
+        if key.value in seen: cell.refuse(_twice(seen[key.value], cell.line(key)), join_key(section, key.value), key)
         else:
             seen[key.value] = cell.line(key)
             yield key,value
@@ -118,25 +140,77 @@ def _take_value(cell, key, node, path):
     "One key with its value, under its current name"
     (section,name),value,line = split_key(path),_plain(node),cell.line(key)
     now = path if path in fields() else former_names(section).get(name)
+    if now not in _TEXTS: value = _bare(value)
+    if now=='data.validation' and _is_share(value): now = 'data.validation_size'
     if not now: cell.problems.append(unknown(path, line))
     elif isinstance(value, yaml.Node): cell.refuse(f'must be {allowed(now)}, got {_NESTED[type(value)]}', path, key)
     elif now in cell.given: cell.refuse(_twice(cell.given[now].line, line, split_key(now)[1]), path, key)
     else:
         if now!=path: cell.notes.append(f'line {line}: {path} is now called {now}')
-        cell.given[now] = Given(carried(name, value), line)
+        if now in _TEXTS and (cut := _comment(cell.text, node)):
+            cell.notes.append(f'line {line}: {cut!r} is a comment and no part of {now}: quote the whole text to keep it')
+        _give(cell, now, carried(name, value), key)
 
-# %% ../../nbs/config/cell.ipynb #71240aca
+# %% ../../nbs/config/cell.ipynb #25491d28
+_TEXTS = ('data.prompt', 'data.completion', 'data.system', 'tracking.sample_prompts')
+
+def _bare(value):
+    "A word, or a list of words, without what cannot be seen at its ends"
+    if isinstance(value, list): return [word.strip(_INVISIBLE) for word in value]
+    return value.strip(_INVISIBLE) if isinstance(value, str) else value
+
+def _is_share(value): return isinstance(value, str) and re.fullmatch(r'\d*\.\d+|[1-9]\d*', value)
+
+def _comment(text, node):
+    "The comment behind an unquoted text, if there is one"
+    if not isinstance(node, yaml.ScalarNode) or node.style: return ''
+    return text[node.end_mark.index:].partition('\n')[0].strip() if text[node.end_mark.index:].lstrip(' ').startswith('#') else ''
+
+# %% ../../nbs/config/cell.ipynb #978819d3
+_VARIABLE = re.compile(r'\$([A-Za-z_]\w*)')
+_PLAIN_TYPES = (str, int, float, bool, type(None))
+
+def _variable(cell, name, now):
+    "The value of a variable, or why there is none"
+    if cell.space is None: raise QLoRAError(f'${name} is a variable of a notebook: pass `namespace`')
+    if name not in cell.space:
+        near = nearest(name, [o for o in cell.space if not o.startswith('_')])
+        raise QLoRAError(f'there is no variable {name!r} in the notebook.', suggestion=near and f'${near}')
+    value = cell.space[name]
+    value = value.item() if hasattr(value, 'item') and getattr(value, 'shape', None)==() else value
+    value = str(value) if isinstance(value, Path) else value
+    if all(isinstance(o, _PLAIN_TYPES) for o in (value if isinstance(value, (list, tuple)) else [value])): return value
+    kind = type(value).__name__
+    if now in ('data.train', 'data.validation'): raise QLoRAError(f'${name} is a {kind}: rows are named without the $: write {name}')
+    raise QLoRAError(f'${name} is a {kind}: a key takes a number, a text, true or false, or a list of these')
+
+def _give(cell, now, value, key):
+    "Put a value under its key; raises nothing, a problem is noted"
+    words = value if isinstance(value, list) else [value]
+    named = [_VARIABLE.fullmatch(word) if isinstance(word, str) else None for word in words]
+    line = cell.line(key)
+    if not any(named):
+        cell.given[now] = Given(value, line)
+        return
+    try: got = [_variable(cell, m[1], now) if m else word for word,m in zip(words, named)]
+    except QLoRAError as e: return cell.problems.append(replace(e.errors[0], key=now, line=line))
+    cell.given[now] = given_as(got if isinstance(value, list) else got[0], 'variable', line)
+
+# %% ../../nbs/config/cell.ipynb #43165461
 def _spaces(m): return ' '*len(m[0])
 
 def parse(
     text:str, # The cell; a first line that begins with %% is the magic's own and only counted
     first_line:int=1, # Number of the text's first line, as the person sees it
-    defaults:dict|None=None # Dotted key → value, from `%config`
+    defaults:dict|None=None, # Dotted key → value, from `%config`
+    namespace:dict|None=None # The notebook's variables, for values such as `$rate`
 )->Config: # Raises QLoRAError with all problems of the cell
     "Read and check a cell; no file is opened and nothing is loaded"
+    if not isinstance(text, str): raise QLoRAError(f'a config is the text of a cell, not a {type(text).__name__}')
+    text = re.sub(r'(?m)[ \t]*\t[ \t]*$', '', text.removeprefix('\ufeff'))
     text = re.sub(r'(?m)^[ \xa0]+', _spaces, text.replace('\r\n', '\n').replace('\r', '\n'))
     if text.startswith('%%'): text = ''.join(text.partition('\n')[1:])
-    node,cell = _compose(text, first_line),_Cell(text, first_line)
+    node,cell = _compose(text, first_line),_Cell(text, first_line, namespace)
     if node is None: raise QLoRAError('the cell is empty: begin with `model:` and `data:`', line=first_line)
     if not isinstance(node, yaml.MappingNode): raise QLoRAError('expected keys with values, such as model: demo', line=cell.line(node))
     _take(cell, node)

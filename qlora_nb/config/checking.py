@@ -6,6 +6,7 @@
 __all__ = ['Given', 'given_as', 'read_value', 'shown', 'refusal', 'settings_of', 'required', 'validate']
 
 # %% ../../nbs/config/checking.ipynb #4b505fd7
+import re
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -21,11 +22,11 @@ class Given:
     "One value as a person gave it"
     value: object # Text, a list of texts, or None for `null`
     line: int|None = None # Line of the cell
-    source: str = 'cell' # `cell`, `%config` or `derived`
+    source: str = 'cell' # `cell`, `variable`, `%config` or `derived`
 
 def given_as(
     v, # A value of Python
-    source:str, # `%config` or `derived`
+    source:str, # `variable`, `%config` or `derived`
     line:int|None=None # Line of the cell
 )->Given:
     "A value from outside the cell, as the cell would write it"
@@ -48,7 +49,8 @@ def read_value(
 def shown(v)->str: # At most 60 characters
     "A given value, as messages repeat it"
     if v is None or v=='': return 'nothing'
-    text = as_text(v) if isinstance(v, (list, tuple)) else repr(v)
+    number = isinstance(v, str) and re.fullmatch(r'[+-]?[\d.]+(?:e[+-]?\d+)?', v)
+    text = as_text(v) if number or isinstance(v, (list, tuple)) else repr(v)
     return text if len(text)<=60 else text[:59]+'…'
 
 def refusal(

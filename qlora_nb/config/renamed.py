@@ -41,7 +41,7 @@ training.learning_rate: lr
 training.optim: optimizer optimiser
 training.lr_scheduler_type: lr_scheduler scheduler schedule
 training.num_train_epochs: epochs num_epochs
-training.per_device_train_batch_size: batch_size train_batch_size micro_batch_size per_gpu_train_batch_size
+training.per_device_train_batch_size: batch_size train_batch_size micro_batch_size per_device_batch_size per_gpu_train_batch_size
 training.per_device_eval_batch_size: eval_batch_size per_gpu_eval_batch_size
 training.packing: sample_packing
 training.gradient_accumulation_steps: grad_accum gradient_accumulation accumulation_steps grad_accum_steps
@@ -132,10 +132,10 @@ def suggest(
 )->str|None: # A bare name in the same section, a dotted key in another
     "The key that was probably meant"
     own,former,ever = keys_of(section),former_names(section),_ever()
-    if key in _places() or (len(key)<4 and key in ever): return ever[key]
+    if key in ever: return ever[key]
     if (near:=within(key, own)): return near
     if (near:=within(key, former)): return split_key(former[near])[1]
-    far = key if key in ever else len(key)>4 and within(key, ever)
+    far = len(key)>4 and within(key, ever)
     return ever.get(far) or nearest(key, own)
 
 # %% ../../nbs/config/renamed.ipynb #93e294d2

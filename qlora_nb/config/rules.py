@@ -45,7 +45,7 @@ def needs(settings:Settings)->list[Need]:
 
 # %% ../../nbs/config/rules.ipynb #0a789bab
 _EITHER = [('training.max_steps', 'training.num_train_epochs'), ('data.validation', 'data.validation_size')]
-_RANK = {'%config': 0, 'cell': 1, 'derived': 2}
+_RANK = {'%config': 0, 'cell': 1, 'variable': 1, 'derived': 2}
 
 def _rank(given, key): return _RANK[given[key].source if key in given else 'cell']
 

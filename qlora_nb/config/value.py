@@ -76,7 +76,7 @@ class Config(_Page, Settings):
 
     @property
     def sources(self):
-        "Dotted key → `cell`, `%config`, `derived` or `default`"
+        "Dotted key → `cell`, `variable`, `%config`, `derived` or `default`"
         known = {k: g.source for k,g in self._given.items()} | dict.fromkeys(self._derived, 'derived')
         return {k: known.get(k, 'default') for k in self.flat}
 

@@ -136,8 +136,11 @@ def gpu(
     known = {_plain(n): device for device,names in _now() for n in names}
     if plain in known: return known[plain]
     names = [device.name for device in gpus()]
-    longer = next((n for n in names if plain and plain in _plain(n)), None)
-    raise QLoRAError(f"no GPU {name!r} in the catalogue; it has {', '.join(names)}.", value=name, suggestion=longer or nearest(name, names))
+    ending = [n for n in names if plain and _plain(n).endswith(plain)]
+    if len(ending)==1: return known[_plain(ending[0])] # `3090`
+    near = next((n for n in names if plain and plain in _plain(n)), None) or nearest(name, names)
+    listed = f'{len(names)} are listed by %qlora_plan and `python -m qlora_nb gpus`' if near else f"it has {', '.join(names)}"
+    raise QLoRAError(f'no GPU {name!r} in the catalogue; {listed}.', value=name, suggestion=near)
 
 # %% ../../nbs/facts/hardware.ipynb #ee5d63e5
 GPU_HEAD = ('GPU', 'usable', 'GB/s', 'TFLOP/s', 'capability', 'bfloat16', '$ per hour')

@@ -189,7 +189,7 @@ def _gpu_verdicts(p):
 RECENT = Device('cuda', 'a GPU with native bfloat16', capability=(8, 0), bf16=True)
 
 def _config(what):
-    if isinstance(what, str) and ('\n' in what or ': ' in what): return parse(what)
+    if isinstance(what, str) and ('\n' in what or ': ' in what): return parse(what, defaults={'data.train': 'demo'}) # Memory needs no rows
     if isinstance(what, (str, Architecture)): return Settings(model=getattr(what, 'name', what), data=dict(train='demo'))
     return what
 

@@ -6,7 +6,8 @@
 __all__ = ['COMMANDS', 'parser', 'main']
 
 # %% ../../nbs/ui/cli.ipynb #923a167f
-import argparse, sys
+import argparse, os, sys
+from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import QLoRAError, nearest
@@ -50,6 +51,7 @@ def _plan_options(parser):
 def parser()->argparse.ArgumentParser:
     "All commands and their options"
     top = _Parser(prog='qlora_nb', description='Plan a QLoRA fine-tuning run before anything is downloaded or rented')
+    top.add_argument('--version', action='version', version=f'qlora_nb {version("qlora_nb")}')
     commands = top.add_subparsers(dest='command', required=True, metavar='{plan,gpus}')
     about = 'Does a config fit, on which GPU, for how long, at what cost'
     _plan_options(commands.add_parser('plan', help='memory, verdict, time and rental cost of a config', description=about))
@@ -59,14 +61,22 @@ def parser()->argparse.ArgumentParser:
     return top
 
 # %% ../../nbs/ui/cli.ipynb #e34ac809
+def _read(path):
+    try: text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e: raise QLoRAError(f'{path} is not UTF-8 text', value=str(path)) from e
+    if not text.strip(): raise QLoRAError(f'{path} is empty: begin with `model:`', value=str(path))
+    return text if ': ' in text else f'{text}\n'
+
 def _text(name):
+    if not name.strip(): raise QLoRAError('name a file with a config, or a model', key='config')
     path = Path(name).expanduser()
-    if path.is_file(): return path.read_text(encoding='utf-8')
+    if path.is_file(): return _read(path)
     if path.suffix not in ('.yaml', '.yml'): return name
     beside = [file.name for file in path.parent.glob('*.y*ml')] if path.parent.is_dir() else []
     near = nearest(path.name, beside)
     raise QLoRAError(f'no such file: {name}.', value=name, suggestion=near and str(path.with_name(near)))
 
+# %% ../../nbs/ui/cli.ipynb #bfd7e592
 def _plan(args):
     from qlora_nb.planning.planner import plan
     config = _text(args.config)
@@ -91,7 +101,9 @@ def main(
     "Run a command; 2 and one line on stderr when it is refused"
     try:
         args = parser().parse_args(argv)
-        print(COMMANDS[args.command](args))
+        print(COMMANDS[args.command](args), flush=True)
+    except BrokenPipeError: # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except QLoRAError as e:
         print('; '.join(line.strip() for line in e.lines), file=sys.stderr)
         return 2
