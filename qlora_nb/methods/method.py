@@ -42,6 +42,7 @@ class Method:
     variants: Callable = _nothing # (section) → [(setting, value)] that the plan prices beside it
     reliefs: Callable = _nothing # (section) → [(setting, value)] that save memory, for a plan that does not fit
     off: str = 'disable' # How the base is shown again: `disable` the adapter, or `reload` the model
+    changes_base: Callable = _no_words # (section) → how the start changes the base weights; empty: they stay, and switching the adapter off shows them
     checkpointing: bool = True # Whether it works with gradient checkpointing
     packing: bool = True # Whether it works with packed rows
     merge: tuple = () # Storages into which the result can be merged

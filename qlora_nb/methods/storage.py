@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import QLoRAError, nearest
+from ..facts.skeleton import EXPERTS
+from .experts import experts_config
 
 # %% ../../nbs/methods/storage.ipynb #a502dc32
 class Stored(NamedTuple):
@@ -49,12 +51,19 @@ class Storage:
         if self.bits==4: return _packed(shape[0]*shape[1], self.double_quant)
         return [Stored('weights', shape, self.name, 'weights')]
 
+    def takes(self,
+        linear # A `Linear` of an architecture
+    )->bool:
+        "Whether it is quantised: experts are parameters, which bitsandbytes stores in 4 bits and not in 8"
+        return self.quantised and linear.quantised and (linear.kind!=EXPERTS or self.bits==4)
+
     def load_kwargs(self,
-        compute # torch dtype of the matrix products
+        compute, # torch dtype of the matrix products
+        experts:bool=False # Whether the model has experts, to be quantised along
     )->dict: # For `from_pretrained`
         "How transformers is told; `BitsAndBytesConfig` is made nowhere else"
         if not self.quantised: return {}
-        return dict(quantization_config=_bitsandbytes(self, compute))
+        return dict(quantization_config=_bitsandbytes(self, compute, experts))
 
 # %% ../../nbs/methods/storage.ipynb #1e271683
 def _packed(n, double_quant):
@@ -66,11 +75,11 @@ def _packed(n, double_quant):
     return [weight, *nested, table, Stored('code table of the scales', (256,), 'float32', 'constants'), Stored('offset', (), 'float32', 'constants')]
 
 # %% ../../nbs/methods/storage.ipynb #5dec3583
-def _bitsandbytes(storage, compute):
+def _bitsandbytes(storage, compute, experts=False):
     from transformers import BitsAndBytesConfig
     if storage.bits==8: return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=storage.name, bnb_4bit_use_double_quant=storage.double_quant,
-        bnb_4bit_compute_dtype=compute)
+    settings = dict(bnb_4bit_quant_type=storage.name, bnb_4bit_use_double_quant=storage.double_quant, bnb_4bit_compute_dtype=compute)
+    return experts_config(**settings) if experts else BitsAndBytesConfig(load_in_4bit=True, **settings)
 
 # %% ../../nbs/methods/storage.ipynb #541414ef
 BITS = dict(float32='none', bfloat16='none', float16='none', int8=8, nf4=4, fp4=4) # Name → `quantization.bits`
