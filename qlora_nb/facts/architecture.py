@@ -136,13 +136,14 @@ def _weight(linear):
     group = 'linears' if linear.quantised else 'unquantised'
     return Tensor(linear.name, group, (linear.out_features, linear.in_features), linear.count)
 
+# %% ../../nbs/facts/architecture.ipynb #b43c9d02
+def _rest(arch): return list(arch.read[1]) if arch.read else _ends(arch)+_norms(arch)
+def _bias(linear): return Tensor(f'{linear.name}.bias', 'biases', (linear.out_features,), linear.count)
+
 def _tensors(arch):
     linears = arch.linears
     biases = [_bias(linear) for linear in linears if linear.bias]
     return _rest(arch)+[_weight(linear) for linear in linears]+biases
-
-def _rest(arch): return list(arch.read[1]) if arch.read else _ends(arch)+_norms(arch)
-def _bias(linear): return Tensor(f'{linear.name}.bias', 'biases', (linear.out_features,), linear.count)
 
 # %% ../../nbs/facts/architecture.ipynb #9aa1ba0f
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def quantised_by(
     given = config.get('quantization_config') or (config.get('text_config') or {}).get('quantization_config') or {}
     if not isinstance(given, dict): return ''
     ours = given.get('load_in_4bit') or given.get('load_in_8bit')
-    return str(given.get('quant_method') or ('bitsandbytes' if ours else '')).lower()
+    method = given.get('quant_method') or ('bitsandbytes' if ours else '')
+    return str(getattr(method, 'value', method)).lower() # transformers has an enumeration of them
 
 def check_unquantised(
     config:dict, # What config.json holds
