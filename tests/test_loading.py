@@ -115,7 +115,7 @@ def test_a_model_that_is_not_there(name, said, monkeypatch):
     assert len(str(e.value).splitlines())==1
 
 def test_a_folder_without_config_json(tmp_path):
-    with pytest.raises(QLoRAError, match='without config.json'): model_source(str(tmp_path))
+    with pytest.raises(QLoRAError, match='there is no config.json in'): model_source(str(tmp_path))
 
 def test_attention_only_takes_the_attention_layers(folder):
     lora = S(**{**vars(LORA), 'target_modules': 'attention-only'})

@@ -349,10 +349,10 @@ def test_the_predictor_sees_no_answer():
 def test_rows_that_cannot_be_read_are_skipped_and_count(tmp_path):
     p = published()
     row = json.loads((BENCH/'data'/'measured_memory.json').read_text())[0]
-    (tmp_path/'rows.json').write_text(json.dumps([row, row | dict(id='odd', model_config=dict(row['model_config'], model_type='mamba'))]))
+    (tmp_path/'rows.json').write_text(json.dumps([row, row | dict(id='odd', model_config=dict(row['model_config'], model_type='mambo'))]))
     assert p.main([str(tmp_path/'rows.json'), '--json', str(tmp_path/'out.json')])==1
     good,odd = json.loads((tmp_path/'out.json').read_text())
-    assert not good['skipped'] and 'mamba' in odd['skipped'] and odd['predicted_bytes'] is None
+    assert not good['skipped'] and 'mambo' in odd['skipped'] and odd['predicted_bytes'] is None
 
 
 def test_the_figures_that_articles_quote():

@@ -100,8 +100,8 @@ def test_a_folder_comes_before_a_preset(tmp_path, monkeypatch):
     with pytest.raises(QLoRAError, match='no config.json in'): find('./meta-llama/Llama-2-7b-hf')
 
 
-@pytest.mark.parametrize('change,say', [(dict(hidden_size=None), 'has no hidden_size'), (dict(model_type='gpt2'), "is a 'gpt2' model"),
-    (dict(model_type='qwen'), "Did you mean 'qwen[23]'"),
+@pytest.mark.parametrize('change,say', [(dict(hidden_size=None), 'has no hidden_size'), (dict(model_type='wav2vec2'), "'wav2vec2' model, of which transformers makes no language model here"),
+    (dict(model_type='qwen'), "is a 'qwen' model, which the installed transformers .* does not know: a newer one may$"),
     (dict(model_type='opt', ffn_dim=64, word_embed_proj_dim=32), 'layout of OPT-350m'), (dict(model_type='phi', qk_layernorm=True), 'qk_layernorm'), (dict(num_hidden_layers='32'), "num_hidden_layers of m must be a positive integer, got '32'"),
     (dict(num_attention_heads=3), 'not a multiple'), (dict(vocab_size=0), 'vocab_size of m must be a positive integer, got 0'), (dict(model_type=None), 'is a None model')])
 def test_bad_configs_are_one_line(change, say):
@@ -128,7 +128,7 @@ def test_the_hub_refuses_in_one_line(monkeypatch):
     assert 'has no config.json on the hub' in hub_says(monkeypatch, of(errors.RemoteEntryNotFoundError))
     assert 'hub cannot be reached. It is not a preset either' in hub_says(monkeypatch, ConnectionError('no route'))
     assert 'cannot be loaded: disk full' in hub_says(monkeypatch, OSError('disk full'))
-    with pytest.raises(QLoRAError, match="'two words' cannot be loaded: it is neither a folder with a config.json nor a hub id such as .* not a preset either"): find('two words')
+    with pytest.raises(QLoRAError, match="'two words' cannot be loaded: it is neither a folder with a config.json nor a hub id such as"): find('two words')
 
 
 def test_the_hub_answers(monkeypatch, tmp_path):

@@ -19,7 +19,10 @@ class Linear:
     out_features: int # Rows of the weight
     count: int # Layers of this kind in the whole model
     bias: bool = False # Whether it adds a bias of `out_features`
-    quantised: bool = True # Whether bitsandbytes may quantise it
+    quantised: bool = True # Whether it may be quantised
+    kind: str = 'decoder' # decoder, experts (rows of all of a layer's), or other: outside the language model
+    active: float = 1. # Share of its rows that one token passes through
+    adapted: bool = True # Whether it can get an adapter
 
 @dataclass(frozen=True)
 class Tensor:
@@ -133,14 +136,21 @@ def _weight(linear):
     group = 'linears' if linear.quantised else 'unquantised'
     return Tensor(linear.name, group, (linear.out_features, linear.in_features), linear.count)
 
+# %% ../../nbs/facts/architecture.ipynb #b43c9d02
+def _rest(arch): return list(arch.read[1]) if arch.read else _ends(arch)+_norms(arch)
 def _bias(linear): return Tensor(f'{linear.name}.bias', 'biases', (linear.out_features,), linear.count)
+
+def _tensors(arch):
+    linears = arch.linears
+    biases = [_bias(linear) for linear in linears if linear.bias]
+    return _rest(arch)+[_weight(linear) for linear in linears]+biases
 
 # %% ../../nbs/facts/architecture.ipynb #9aa1ba0f
 @dataclass(frozen=True)
 class Architecture(Shown):
     "The shape of a model"
     name: str # What people call it, e.g. `Llama-2-7B`
-    model_type: str # One of `MODEL_TYPES`
+    model_type: str # One of `MODEL_TYPES`, or any that transformers has a class for
     hidden_size: int # Width of the residual stream
     num_hidden_layers: int # Decoder blocks
     num_attention_heads: int # Query heads
@@ -158,22 +168,19 @@ class Architecture(Shown):
     block: Family|None = None # Where it differs from the rest of its family
     positions: int = 0 # Rows of a learned table of positions
     encoder_layers: int = 0 # Blocks of an encoder before the decoder
+    read: tuple = () # `Linear`s and other `Tensor`s where they were read from the model's class; empty: by the formula of its family
 
     @property
-    def family(self): return self.block or FAMILIES[self.model_type]
+    def family(self): return self.block or FAMILIES.get(self.model_type) or Family()
     @property
     def encoder_decoder(self): return bool(self.encoder_layers)
     @property
-    def linears(self): return _linears(self)
+    def linears(self): return list(self.read[0]) if self.read else _linears(self)
     @property
-    def linear_names(self): return list(self.family.linear_names)
+    def linear_names(self): return list(dict.fromkeys(l.name for l in self.linears if l.adapted))
 
     @property
-    def tensors(self):
-        "Every kind of parameter"
-        linears = self.linears
-        biases = [_bias(linear) for linear in linears if linear.bias]
-        return _ends(self)+_norms(self)+[_weight(linear) for linear in linears]+biases
+    def tensors(self): return _tensors(self) # Every kind of parameter
 
     @property
     def parameters(self):

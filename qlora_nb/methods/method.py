@@ -44,6 +44,7 @@ class Method:
     off: str = 'disable' # How the base is shown again: `disable` the adapter, or `reload` the model
     refused: Callable = _nothing # (section, bits) → [(setting, why)] of settings that contradict the base
     remarks: Callable = _nothing # (section) → [(setting, what its value costs or does without saying so)]
+    changes_base: Callable = _no_words # (section) → how the start changes the base weights; empty: they stay, and switching the adapter off shows them
     fixed: dict = field(default_factory=dict) # Setting → why a resumed run may not change it
     initial: tuple = () # Settings that act only before step 1, so that a resumed run may change them to no effect
     bare: dict = field(default_factory=dict) # Settings of a job that names none, where they differ from the section's defaults

@@ -51,13 +51,21 @@ def alike(job):
     generation = (7, 5) if job.capability<(8, 0) else (8, 0) if job.capability<(9, 0) else (9, 0)
     return replace(job, capability=generation, accumulation=min(job.accumulation, 2))
 
+def _untraceable(job, e):
+    line = (str(e).strip().splitlines() or [''])[0][:160]
+    message = f'no formula describes a {job.arch.model_type} model, and the trace of a step fails: {type(e).__name__}: {line}'
+    return QLoRAError(message, key='model', value=job.arch.name)
+
 def peak(
     job:Job, # What one step computes
-    engine:str='formula' # `formula`, or `trace`: the real code under fake tensors, which takes seconds and imports torch
+    engine:str='formula' # `formula`, or `trace`: the real code under fake tensors, which takes seconds and imports torch; without a formula always
 )->Peak:
     "The peak of a job"
     if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
-    return _peak(alike(job), engine)
+    if not job.arch.read: return _peak(alike(job), engine)
+    try: return _peak(alike(job), 'trace')
+    except QLoRAError: raise
+    except Exception as e: raise _untraceable(job, e) from e
 
 # %% ../../nbs/planning/fit.ipynb #fd20ad4d
 # Reserved memory above the tensors, as a share of what is not the base: 54 runs of fitcheck-llm 0.3.1 (T4) and canifinetune (RTX 4080)

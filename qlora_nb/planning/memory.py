@@ -118,8 +118,8 @@ UPCASTS = dict( # What a stack casts to float32 after loading → groups of para
     norms=('norms', 'unquantised'),
     all=('embeddings', 'lm_head', 'norms', 'biases', 'positions', 'unquantised'))
 
-def _rest(arch, dtype, upcast='none'):
-    parts,dtypes = [],{}
+def _rest(arch, dtype, upcast='none', left=0): # `left`: weights of experts that 8 bits do not take
+    parts,dtypes = [(left, 'weights of experts', SIZE[dtype])],{}
     for group,n in arch.parameters.items():
         if group=='linears': continue
         stored = 'float32' if group in UPCASTS[upcast] else dtype
@@ -146,8 +146,9 @@ def _base(job):
     arch,dtype = job.arch,job.dtype
     whole = [(arch.num_parameters, 'parameters', SIZE[dtype])]
     if not job.storage.quantised: return [term('weights', 'weights', whole, dtype, 'frozen')]
-    quantised = [l for l in arch.linears if l.quantised]
-    return [*stored_terms(quantised, job.storage), _rest(arch, dtype, job.stack.upcast)]
+    taken = [l for l in arch.linears if job.storage.takes(l)]
+    left = sum(l.in_features*l.out_features*l.count for l in arch.linears if l.quantised and not job.storage.takes(l))
+    return [*stored_terms(taken, job.storage), _rest(arch, dtype, job.stack.upcast, left)]
 
 # %% ../../nbs/planning/memory.ipynb #85eda2cc
 _PAGED_NOTE = ('Paged state lies in memory that the driver can move to the host when the GPU is full. '

@@ -59,9 +59,13 @@ LOAD_HEAD = ('before the first step', 'size', '')
 def load_rows(p)->list: # Rows
     "Disk and main memory"
     l = p.loading
-    return [('download', fmt_bytes(l.download), 'on disk; the weights come down in full'),
+    storage,share = p.job.storage,p.share
+    of_all = f'{share.quantised:,} of {share.whole:,} weights, as {storage.label}'
+    quantised = ('quantised', f'{share.value:.1%}', of_all)
+    rows = [('download', fmt_bytes(l.download), 'on disk; the weights come down in full'),
         ('main memory', band(l.host), f'to load; the largest file has up to {fmt_bytes(l.shard)}'),
         ('on the device', fmt_bytes(l.peak), 'while weights arrive')]
+    return [*rows, quantised] if storage.quantised else rows
 
 # %% ../../nbs/planning/page.ipynb #0d16fab0
 METHOD_HEAD = ('method', 'verdict', 'weights + optimizer state', '', 'peak', 'device', 'trained parameters')
@@ -90,7 +94,7 @@ def _gpu_row(row, planned):
     name = '▶ '*planned+row.device.name
     memory = fmt_bytes(row.device.memory, 'GiB')
     cost = fmt_hours(row.cost.hours),fmt_dollars(row.cost.dollars)
-    return name,memory,SAID[row.verdict],_signed(row.fit.margin),row.batch or 'none',*cost
+    return name,memory,SAID[row.verdict],_signed(row.fit.margin),'' if row.batch is None else row.batch or 'none',*cost
 
 # %% ../../nbs/planning/page.ipynb #b090e3e9
 PART_HEAD = ('at the peak', 'memory')
@@ -108,7 +112,7 @@ def phases(p)->list: # Rows
 
 def setting_rows(p)->list: # Rows
     "What one changed setting costs or saves"
-    unit = 'GiB' if max(abs(change.bytes) for change in p.setting_changes)>.1*GiB else 'MiB'
+    unit = 'GiB' if max((abs(change.bytes) for change in p.setting_changes), default=0)>.1*GiB else 'MiB'
     return [(k.name, k.said, _signed(k.bytes, unit, '+'), SAID[k.fit.verdict]) for k in p.setting_changes]
 
 # %% ../../nbs/planning/page.ipynb #1d2e309d
@@ -151,7 +155,7 @@ def sections(p):
     yield 'Components',PART_HEAD,parts(p),(1,)
     yield 'Loading',LOAD_HEAD,load_rows(p),(1,)
     if solved(p): yield 'Largest',SOLVED_HEAD,solved(p),(1,)
-    yield 'Settings',SETTING_HEAD,setting_rows(p),(2,)
+    if p.setting_changes: yield 'Settings',SETTING_HEAD,setting_rows(p),(2,)
     yield 'GPUs',GPU_HEAD,gpu_rows(p),(1, 3, 4, 5, 6)
 
 # %% ../../nbs/planning/page.ipynb #dc6e2ce9

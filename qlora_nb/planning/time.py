@@ -29,7 +29,7 @@ def flops_per_token(
 )->Flops:
     "What a token costs, by phase"
     a = job.arch
-    layers = 2*sum(l.in_features*l.out_features*l.count for l in a.linears)
+    layers = 2*sum(l.in_features*l.out_features*l.count*l.active for l in a.linears if l.kind!='other')
     head,attention = 2*a.vocab_size*a.hidden_size,2*job.length*a.num_attention_heads*a.head_dim*a.num_hidden_layers
     added = 2*count(job.trained) if job.method.adapters else 0
     passes = 1 if job.method.adapters else 2 # Of the base, backward: a frozen weight has no gradient

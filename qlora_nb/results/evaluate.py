@@ -32,7 +32,8 @@ def base_model(
     "Show the base model of a run"
     from qlora_nb.training.loading import load_base
     model = _trained(run)
-    if find_method(run.config.method).off=='reload': yield load_base(run.config.model, run.config, run.device, run.precision.compute)
+    method,section = find_method(run.config.method),run.config.section
+    if method.off=='reload' or method.changes_base(section): yield load_base(run.config.model, run.config, run.device, run.precision.compute)
     else:
         with model.disable_adapter(): yield model
 

@@ -9,34 +9,21 @@ __all__ = ['OPTIMS', 'base_model', 'adapted', 'cuda_layers', 'load', 'upcast', '
 import types
 
 from ..errors import QLoRAError
+from ..facts.skeleton import attention_for, class_config, empty_model, is_experts, left_out
 from ..methods.storage import BLOCK, SCALES
 from .kernels import rebound
 from ..tasks.causal_lm import CAUSAL_LM
 
 # %% ../../nbs/simulation/fake.ipynb #7af6ae6b
-_ASIDE = ('torch_dtype', 'dtype', '_name_or_path', 'architectures', 'quantization_config', 'transformers_version', 'auto_map')
-
-def _model_config(job, layers):
-    from transformers import AutoConfig
-    name = job.arch.name
-    if not job.arch.config: raise QLoRAError(f'{name} has no config.json to build its class from', value=name)
-    c = {k: v for k,v in job.arch.config.items() if k not in _ASIDE and not (k=='attention_bias' and isinstance(v, str))}
-    if c.get('layer_types'): c['layer_types'] = c['layer_types'][:layers]
-    c |= dict(num_hidden_layers=layers, use_cache=False,
-        max_position_embeddings=max(c.get('max_position_embeddings') or 0, job.length))
-    return AutoConfig.for_model(c.pop('model_type'), **c)
-
 def base_model(job, layers):
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    dtype = getattr(torch, job.dtype)
-    with torch.device('meta'):
-        m = AutoModelForCausalLM.from_config(_model_config(job, layers), dtype=dtype,
-            attn_implementation='eager' if job.attention=='eager' else 'sdpa')
-        if not job.storage.quantised: return m
-        m = replace_with_bnb_linear(m, modules_to_not_convert=['lm_head', 'embed_out'],
-            **job.storage.load_kwargs(dtype))
+    name,dtype = job.arch.name,getattr(torch, job.dtype)
+    if not job.arch.config: raise QLoRAError(f'{name} has no config.json to build its class from', value=name)
+    config = class_config(job.arch.config, layers, job.length)
+    m = empty_model(config, dtype=dtype, attn_implementation=attention_for(config, 'eager' if job.attention=='eager' else 'sdpa'))
+    if not job.storage.quantised: return m
+    with torch.device('meta'): m = replace_with_bnb_linear(m, modules_to_not_convert=left_out(m), **job.storage.load_kwargs(dtype))
     m.is_quantized = True
     setattr(m, f'is_loaded_in_{job.storage.bits}bit', True)
     return m
@@ -74,11 +61,12 @@ def _quantised(job, layer, tr):
         if stored.bits==8:
             weight.CB,weight.SCB = weight.data,made['row scales']
             return weight
-    weight.quant_state = layer.quant_state = _quant_state(job, layer, made)
+    layer.made = made
+    weight.quant_state = layer.quant_state = _quant_state(job, (layer.out_features, layer.in_features), made)
     weight.bnb_quantized,weight.compress_statistics,weight.quant_type = True,stored.double_quant,stored.name
     return weight
 
-def _quant_state(job, layer, made): # Tensors by their role
+def _quant_state(job, shape, made): # Tensors by their role
     import torch
     from bitsandbytes.functional import QuantState
     nested = {}
@@ -86,31 +74,46 @@ def _quant_state(job, layer, made): # Tensors by their role
         scales = QuantState(absmax=made['scales of the scales'], code=made['code table of the scales'],
             blocksize=SCALES, dtype=torch.float32)
         nested = dict(offset=made['offset'], state2=scales)
-    return QuantState(absmax=made['block scales'], shape=torch.Size((layer.out_features, layer.in_features)), dtype=getattr(torch, job.dtype),
+    return QuantState(absmax=made['block scales'], shape=torch.Size(shape), dtype=getattr(torch, job.dtype),
         blocksize=BLOCK, quant_type=job.storage.name, code=made['code table'], **nested)
+
+# %% ../../nbs/simulation/fake.ipynb #52856b0a
+def _pack(job, module, leaf, parameter, tr):
+    "Experts as they lie in 4 bits"
+    import torch
+    from bitsandbytes.nn.parametrize import Bnb4bitParametrization, _register_parametrization_hooks
+    number,rows,columns = parameter.shape
+    flat = types.SimpleNamespace(out_features=number*rows, in_features=columns)
+    weight = _quantised(job, flat, tr)
+    state = _quant_state(job, parameter.shape, flat.made)
+    setattr(module, leaf, torch.nn.Parameter(weight.data, requires_grad=False))
+    torch.nn.utils.parametrize.register_parametrization(module, leaf, Bnb4bitParametrization(state), unsafe=True)
+    _register_parametrization_hooks(module, leaf)
 
 # %% ../../nbs/simulation/fake.ipynb #164d25bd
 def _is_linear(name, layer):
     import torch
-    return '.layers.' in name and isinstance(layer, torch.nn.Linear)
+    return name.endswith('.experts') or '.layers.' in name and isinstance(layer, torch.nn.Linear)
 
 def load(job, model, tr):
     "A fake storage for every parameter and buffer, tied ones once"
     import torch, bitsandbytes as bnb
-    made,adapters = {},getattr(torch, job.stack.adapter_dtype or 'float32')
+    experts,made,adapters = [],{},getattr(torch, job.stack.adapter_dtype or 'float32')
     def new(t, category, dtype=None): return tr.see(torch.empty(t.shape, dtype=dtype or t.dtype), category)
     for name,layer in model.named_modules():
         for n,p in layer._parameters.items():
             if p is None: continue
+            if job.storage.bits==4 and is_experts(name, p): experts.append((layer, n, p))
             if n=='weight' and isinstance(layer, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)): made[p] = _quantised(job, layer, tr)
-            elif p not in made:
+            elif p not in made and not (job.storage.bits==4 and is_experts(name, p)):
                 added = p.requires_grad and job.method.adapters
                 category = 'base weights' if _is_linear(name, layer) else 'embeddings, norms, head'
                 w = new(p, 'adapters', adapters) if added else new(p, category)
                 made[p] = torch.nn.Parameter(w, requires_grad=not job.method.adapters or p.requires_grad)
-            layer._parameters[n] = made[p]
+            layer._parameters[n] = made.get(p, p)
         for n,b in layer._buffers.items():
             if b is not None: layer._buffers[n] = new(b, 'embeddings, norms, head')
+    for found in experts: _pack(job, *found, tr)
 
 def upcast(job, model, tr):
     "What `prepare_model_for_kbit_training` or a trainer casts to float32, old and new copy together for a moment"

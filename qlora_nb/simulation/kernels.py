@@ -37,7 +37,7 @@ def _masked(job, aten):
     def put(op):
         def index_put(tr, x, indices, values, *args, **kw):
             if not is_mask(indices): return op(x, indices, values, *args, **kw)
-            with tr.scratch(3*8*values.shape[0]): return x
+            with tr.scratch(3*8*(values.shape[0] if values.ndim else 1)): return x
         return index_put
     def scatter(tr, x, mask, source):
         with tr.scratch(8*mask.numel()): return tr.see(x.clone())
@@ -46,6 +46,15 @@ def _masked(job, aten):
     puts = aten.index_put.default,aten.index_put_.default,aten._index_put_impl_.default
     return {aten.index.Tensor: index, aten.masked_scatter.default: scatter,
         aten.masked_scatter_backward.default: scatter_backward, **{o: put(o) for o in puts}}
+
+# %% ../../nbs/simulation/kernels.ipynb #36b359d5
+def _grouped(aten):
+    "The product of experts in a dtype that PyTorch's own operation refuses: transformers falls back on a loop of the same shapes"
+    import torch
+    def grouped(tr, x, weights, *args, **kw):
+        if x.dtype==torch.bfloat16 or weights.ndim!=3 or x.ndim!=2: return aten._grouped_mm.default(x, weights, *args, **kw)
+        return tr.see(x.new_empty((x.shape[0], weights.shape[-1])))
+    return grouped
 
 # %% ../../nbs/simulation/kernels.ipynb #d1a3d158
 def _softmax_backward(aten):
@@ -76,7 +85,7 @@ def rules(job):
     import torch
     import_module('bitsandbytes') # registers its operations
     aten,bnb = torch.ops.aten,torch.ops.bitsandbytes
-    out = {bnb.gemm_4bit.default: _gemm(job), **_masked(job, aten)}
+    out = {bnb.gemm_4bit.default: _gemm(job), aten._grouped_mm.default: _grouped(aten), **_masked(job, aten)}
     if job.device!='cuda': return out
     return out | {aten._softmax_backward_data.default: _softmax_backward(aten)} | _int8_ops(torch, bnb)
 

@@ -8,6 +8,7 @@ __all__ = ['fused_head', 'run']
 # %% ../../nbs/simulation/run.ipynb #730c539e
 import contextlib
 
+from ..facts.skeleton import decoder_path
 from .fake import adapted, base_model, cuda_layers, load, optimizer, tag_state, upcast
 from .kernels import attention, autocast_answered, rebound, rules
 from .allocator import Log, tracker
@@ -84,7 +85,8 @@ def _step(job, model, opt, params, log, tr):
 
 def _watch(job, base, params, log, tr):
     "Mark where layers begin, in both directions, and name checkpoints and gradients"
-    layers = next(m for n,m in base.named_modules() if n.rsplit('.', 1)[-1] in ('layers', 'h', 'decoder.layers'))
+    inside = decoder_path(base)
+    layers = next(m for n,m in base.named_modules() if n.startswith(inside) and n.rsplit('.', 1)[-1] in ('layers', 'h', 'decoder.layers'))
     def watch(i, layer):
         def before(module, args, kw):
             if log.segments[-1][0]=='backward': return log.mark('backward', 'layer', i)

@@ -150,13 +150,17 @@ def trace(
     _checked(job, layers)
     start,n = time.perf_counter(),job.arch.num_hidden_layers
     with _LOCK, quiet():
-        some = layers=='two' and n>3
+        some = layers=='two' and n>3 and not _mixed(job.arch)
         logs = [run(job, k)
             for k in ((2, 3) if some else (n,))]
     parts = [_parts(log, k) for log,k in zip(logs, (2, 3) if some else (n,))]
     parts = _extrapolate(*parts, n) if some else parts[0]
     return _result(job, logs, parts, n if some else None,
         time.perf_counter()-start)
+
+def _mixed(arch):
+    "Whether layers differ, so that three of them do not stand for all"
+    return any(l.count%arch.num_hidden_layers for l in arch.read[0] if l.kind!='other') if arch.read else False
 
 def _result(job, logs, parts, extrapolated, seconds):
     sums = {k: sum(v for c,v in p.items() if c not in OUTSIDE)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows', 'look', 'describe', 'trained_share', 'plan_run',
-           'collect', 'check_changes', 'take_up', 'load_model']
+           'collect', 'check_changes', 'take_up', 'load_model', 'base_notes']
 
 # %% ../../nbs/training/setup.ipynb #fbe51be7
 import importlib.util, math, os, sys, time
@@ -16,7 +16,9 @@ from ..errors import QLoRAError
 from ..facts.hardware import precision
 from ..facts.machine import detect, pick_gpu
 from ..methods.register import find_method
-from ..methods.storage import stored_as
+from ..facts.skeleton import has_experts
+from ..methods.share import loaded_share
+from ..methods.storage import own_note, stored_as
 from ..planning.planner import plan
 from ..planning.terms import LEGEND
 from ..render import fmt_bytes
@@ -184,4 +186,13 @@ def load_model(run):
         if gauge: gauge.phase('load')
         base = load_base(run.config.model, run.config, run.device, run.precision.compute)
     if gauge: run.memory.loading = gauge.phases['load']
+    for note in base_notes(run.config, base): run.note(note)
     return base
+
+def base_notes(config, base)->list:
+    "What was loaded, where it is not simply what the cell says"
+    stored,given = config.quantization,base.config.to_dict()
+    notes = [own_note(config.model, stored, given)]
+    if stored.bits!='none': notes.append(f'The base is quantised: {loaded_share(base)}')
+    if stored.bits==4 and has_experts(given): notes.append('The experts are stored in 4 bits and frozen: PEFT cannot train adapters on them')
+    return [note for note in notes if note]

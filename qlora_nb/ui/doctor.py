@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MARK', 'HEAD', 'TESTED', 'ENOUGH', 'Check', 'Health', 'check_versions', 'check_gpu', 'check_4bit', 'check_space',
-           'check_hub', 'doctor']
+           'check_hub', 'check_model', 'doctor']
 
 # %% ../../nbs/ui/doctor.ipynb #e23c37d8
 import importlib.util, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
+from ..errors import QLoRAError
 from ..render import GiB, Shown, fmt_bytes, html_table, text_table
 from ..store.folder import versions
 
@@ -171,9 +172,28 @@ def check_hub()->list:
     if get_token(): return [Check('Hub', 'fine', 'a token is stored here (not shown)')]
     return [Check('Hub', 'note', 'no token: public models only', 'for gated models run `huggingface_hub.login()` once')]
 
+# %% ../../nbs/ui/doctor.ipynb #92423a46
+def check_model(
+    config # A `Config`
+)->list:
+    "Which share of the model is quantised; nothing for a model that is not on this machine"
+    from qlora_nb.facts.models import find
+    from qlora_nb.methods.share import check_share, planned_share
+    from qlora_nb.methods.storage import base_storage
+    try: arch = find(config.model, offline=True)
+    except QLoRAError as e: return [] if 'the hub was not asked' in str(e) else [Check('model', 'bad', str(e))]
+    try:
+        stored = base_storage(config.model, config.quantization, arch.config or {})[0]
+        share = planned_share(arch, stored)
+        check_share(share, stored, config.model, any(l.kind=='experts' for l in arch.linears))
+    except QLoRAError as e: return [Check('model', 'bad', str(e))]
+    found = f'{arch.name}: {share.value:.1%} of the weights in {stored.label}' if stored.quantised else f'{arch.name}, not quantised: {stored.label}'
+    return [Check('model', 'fine', found)]
+
 # %% ../../nbs/ui/doctor.ipynb #2c75afb1
 def doctor(
-    output_dir:str='runs' # Folder in which runs will be made
+    output_dir:str='runs', # Folder in which runs will be made
+    config=None # The config cell, whose model is looked at
 )->Health:
     "Check everything that a run depends on"
     checks = check_versions()
@@ -182,4 +202,4 @@ def doctor(
         checks += check_gpu()
         if 'bitsandbytes' not in missing: checks += check_4bit()
         checks += check_space(output_dir)
-    return Health(checks+check_hub())
+    return Health(checks+check_hub()+(check_model(config) if config else []))

@@ -185,7 +185,7 @@ class CheckMagics(Notebook):
     def qlora_doctor(self, args):
         "Check what a run depends on: versions, GPU, 4-bit kernels, disk space, Hub access. Suggest fixes."
         from qlora_nb.ui.doctor import doctor
-        return self.assign(args.name, doctor(self.runs_folder()))
+        return self.assign(args.name, doctor(self.runs_folder(), self.config_cell))
 
 # %% ../../nbs/ui/magics.ipynb #c136b4f1
 def _longest_answer(tokens): return argument('--max-new-tokens', type=int, default=tokens, help='Longest answer, in tokens')
