@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..data import sources, splits
-from . import batching, templates
+from . import batching, labels
 from .encoding import Finding, Rules, encode_to_disk
 from ..data.messages import Asked
 from .preview import data_html, data_text, sample_html, sample_text
@@ -53,12 +53,12 @@ class Encoded(Shown):
     def sample(self, i:int)->tuple: # Kept row number `i` → (place, stretches of text with a mark for those in the loss)
         "One row as the model sees it"
         row = self.full[i]
-        return f'row {i+1:,} · {self.at(row["row"])}',templates.runs(self.tok, row['input_ids'], row['labels'])
+        return f'row {i+1:,} · {self.at(row["row"])}',labels.runs(self.tok, row['input_ids'], row['labels'])
 
     def finding(self, what:str, rows:int, i:int)->Finding: # Key of `SAID`; how many; kept row number of the first
         "Something that is found by looking at kept rows"
         row = self.full[i]
-        answer = json.loads(row['messages'])[-1]['content']
+        answer = labels.says(labels.opened(json.loads(row['messages']))[0][-1])
         self.findings[what] = Finding(what, rows, self.at(row['row']), answer[:80])
         return self.findings[what]
 
