@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from . import templates
 from ..data.rows import Rows
-from .labels import Encoder, opened, says, trained
+from .checks import says
+from .labels import Encoder, trained
 from .templates import Template, is_text
 from ..errors import QLoRAError
 from ..store.cache import cache_dir
@@ -163,9 +164,9 @@ class _Pass:
     def batch(self, texts, start): # JSON messages; number of the first → {column: values}
         given = {} # Row number → messages to train on
         for i,text in enumerate(texts, start):
-            ms,tools = opened(json.loads(text))
+            ms = json.loads(text)
             kept,cut = self.rules.tidy(ms)
-            if kept: given[i] = dict(messages=kept, tools=tools) if tools else kept
+            if kept: given[i] = kept
             else: self.count('empty', i, ' '.join(map(says, ms)))
             if cut: self.count('trailing', i, says(kept[-1]))
         encoded = self.encoder.all(list(given.values()))
@@ -173,10 +174,9 @@ class _Pass:
         for (i,ms),row in zip(given.items(), encoded): self.row(i, ms, row, out)
         return out
 
-    def row(self, i, chat, row, out): # Number, conversation, what `encode_all` made of it, columns to extend
+    def row(self, i, ms, row, out): # Number, messages, what `encode_all` made of them, columns to extend
         if isinstance(row, str): return self.count('refused', i, row)
-        ms,ids = opened(chat)[0],row['input_ids']
-        answer = says(ms[-1])
+        ids,answer = row['input_ids'],says(ms[-1])
         for what,example in row['found'].items(): self.count(what, i, example)
         if 'lost' in row['found']: return
         self.tally.lengths.append(row['length'])
@@ -186,7 +186,7 @@ class _Pass:
         what,pieces = self.rules.pieces(ids, row['labels'])
         if what and self.rules.overlength=='raise': raise _too_long(self.rows.at(i), row['length'], self.rules.cap)
         if what: self.count(what, i, answer)
-        text = json.dumps(chat, ensure_ascii=False)
+        text = json.dumps(ms, ensure_ascii=False)
         mark = _fingerprint(text)
         for part,labels in pieces:
             for name,value in zip(COLUMNS, (part, labels, text, i)): out[name].append(value)
@@ -232,7 +232,7 @@ def _write(job, path):
 
 # %% ../../nbs/tokens/encoding.ipynb #d2278fe4
 MOST = 20*2**30 # Bytes of encoded rows kept in the cache
-CODE = tuple(map(Path(templates.__file__).with_name, ('encoding.py', 'labels.py', 'rendering.py', 'templates.py')))
+CODE = tuple(map(Path(templates.__file__).with_name, ('checks.py', 'encoding.py', 'labels.py', 'rendering.py', 'templates.py')))
 
 def cache_key(rows:Rows, tok, template:Template, rules:Rules)->str: # Hexadecimal digits
     "The name of the encoded rows; it changes when anything that makes them does"

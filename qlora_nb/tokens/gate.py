@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..data import sources, splits
 from . import batching, labels
+from .checks import says
 from .encoding import Finding, Rules, encode_to_disk
 from ..data.messages import Asked
 from .preview import data_html, data_text, sample_html, sample_text
@@ -58,7 +59,7 @@ class Encoded(Shown):
     def finding(self, what:str, rows:int, i:int)->Finding: # Key of `SAID`; how many; kept row number of the first
         "Something that is found by looking at kept rows"
         row = self.full[i]
-        answer = labels.says(labels.opened(json.loads(row['messages']))[0][-1])
+        answer = says(json.loads(row['messages'])[-1])
         self.findings[what] = Finding(what, rows, self.at(row['row']), answer[:80])
         return self.findings[what]
 

@@ -15,7 +15,6 @@ from .templates import Template
 # %% ../../nbs/tokens/rendering.ipynb #5911b952
 START,NUMBER,END = '\ufdd0','\ufdd1','\ufdd2'
 _MARK = re.compile(f'([{START}{END}])(\\d+){NUMBER}')
-_KINDS = dict(reasoning_content='reasoning', content='content')
 _NAMES = ('id', 'type') # Of a tool call, and no text
 
 @dataclass
@@ -24,6 +23,7 @@ class Part:
     message: int # Number of its message
     kind: str # `content`, `reasoning` or `call`
     text: str # Without whitespace around it
+    lead: str = '' # A tag of the message itself, just before the text
     start: int = -1 # First character in the rendered row; -1 where it is not there
     end: int = -1 # Behind the last
 
@@ -31,14 +31,23 @@ class Part:
     def there(self): return self.start>=0
 
 # %% ../../nbs/tokens/rendering.ipynb #9c99778a
-def _wrap(parts, text, i, kind): # → the text with marks
+def _wrap(parts, text, i, kind, lead=''): # → the text with marks
     core = text.strip()
     if not core: return text
     before,_,after = text.partition(core)
     number = f'{len(parts)}{NUMBER}'
-    parts.append(Part(i, kind, core))
+    parts.append(Part(i, kind, core, lead+before if lead else ''))
     return f'{before}{START}{number}{core}{END}{number}{after}'
 
+def _wrap_content(parts, text, i):
+    "The content of a message; reasoning inside it is a text of its own"
+    before,closing,answer = text.rpartition('</think>')
+    if not closing: return _wrap(parts, text, i, 'content')
+    opening,tag,thought = before.rpartition('<think>') if '<think>' in before else ('', '', before)
+    told = _wrap(parts, opening, i, 'content')+tag+_wrap(parts, thought, i, 'reasoning', tag)+closing
+    return told+_wrap(parts, answer, i, 'content')
+
+# %% ../../nbs/tokens/rendering.ipynb #54084d73
 def _wrap_call(parts, value, i):
     "Tool calls, or a value inside them, with marks"
     if isinstance(value, str): return _wrap(parts, value, i, 'call')
@@ -48,8 +57,9 @@ def _wrap_call(parts, value, i):
 
 def _wrap_message(parts, message, i):
     marked = dict(message)
-    for key,kind in _KINDS.items():
-        if isinstance(message.get(key), str): marked[key] = _wrap(parts, message[key], i, kind)
+    thought,content = message.get('reasoning_content'),message.get('content')
+    if isinstance(thought, str): marked['reasoning_content'] = _wrap(parts, thought, i, 'reasoning')
+    if isinstance(content, str): marked['content'] = _wrap_content(parts, content, i)
     if message.get('tool_calls'): marked['tool_calls'] = _wrap_call(parts, message['tool_calls'], i)
     return marked
 
@@ -130,8 +140,9 @@ class Rendered:
         self.places,self.extents = [],{} # (place, message) in order; message → (first character, behind the last)
         for part in self.parts:
             if not part.there: continue
+            own = len(part.lead) if self.text.endswith(part.lead, 0, part.start) else 0
             start,end = self.extents.get(part.message, (part.start, part.end))
-            self.extents[part.message] = min(start, part.start),max(end, part.end)
+            self.extents[part.message] = min(start, part.start-own),max(end, part.end)
             self.places += [(part.start, part.message), (part.end, part.message)]
         self.places.sort(key=_place)
 
@@ -152,11 +163,11 @@ class Rendered:
         k = bisect_left(self.places, self.extents[i][1], key=_place)
         return next((place for place,whose in self.places[k:k+50] if whose!=i), len(self.text))
 
-def render(tok, template:Template, messages:list, tools=None)->Rendered: # Raises what the template raises
+def render(tok, template:Template, messages:list)->Rendered: # Raises what the template raises
     "Messages as text, each of them found again"
-    text = template.text(tok, messages, tools=tools)
+    text = template.text(tok, messages)
     marked,parts = with_marks(messages)
-    plain,marks = without_marks(template.text(tok, marked, tools=tools))
+    plain,marks = without_marks(template.text(tok, marked))
     _note(parts, marks)
     for part in parts: _mend(part, plain)
     if plain!=text: _search(parts, plain, text)
@@ -170,45 +181,39 @@ class Borders:
     template: Template
     known: dict = field(default_factory=dict) # What follows the last text of a conversation, by the stretch between two messages
 
-    def tail(self, messages, tools, prompt, gap): # → text, or None where the template refuses to stop there
+    def tail(self, messages, prompt, gap): # → text, or None where the template refuses to stop there
         "What the template puts behind the last text of these messages"
-        key = prompt,messages[-1]['role'],gap,bool(tools)
+        key = prompt,messages[-1]['role'],gap
         if key in self.known: return self.known[key]
-        try: plain,marks = without_marks(self.template.text(self.tok, with_marks(messages)[0], prompt, tools))
+        try: plain,marks = without_marks(self.template.text(self.tok, with_marks(messages)[0], prompt))
         except Exception: tail = None
         else: tail = plain[marks[-1][0]:] if marks else plain
         self.known[key] = tail
         return tail
 
-    def asked(self, row, messages, tools, gap): # → text
-        "What the template adds when it is asked for an answer"
-        key = 'asked',gap,bool(tools)
-        if key in self.known: return self.known[key]
-        try: text = self.template.text(self.tok, messages, True, tools)
-        except Exception: text = ''
-        self.known[key] = text[len(row.text):] if text.startswith(row.text) else ''
-        return self.known[key]
+    def asked(self, messages, gap): # → number of characters
+        "How much of a stretch is what the template writes when it is asked for an answer"
+        tail = self.tail(messages, True, 'all') or ''
+        known = next((tail[k:] for k in range(len(tail)) if tail[k:] in gap), '')
+        return gap.rfind(known)+len(known) if known else len(gap)
 
 # %% ../../nbs/tokens/rendering.ipynb #dc3e0dee
-def begins(borders:Borders, row:Rendered, messages:list, i:int, tools=None)->tuple: # → (first character, whether the prompt differs)
+def begins(borders:Borders, row:Rendered, messages:list, i:int)->tuple: # → (first character, whether the prompt differs)
     "Where the trained part of message `i` begins, and whether its prompt ends otherwise when the template is asked for an answer"
     first,end = row.extent(i)
     answer = messages[i]['role']=='assistant'
     if not i and not answer: return 0,False
     last = row.before(i)
     gap = row.text[last:first]
-    tail = borders.tail(messages[:i], tools, answer, gap) if i else None
-    if tail is None:
-        asked = borders.asked(row, messages, tools, gap)
-        place = gap.rfind(asked) if asked else -1
-        return (last+place+len(asked) if place>=0 else first),False
+    tail = borders.tail(messages[:i], answer, gap) if i else None
+    if tail is None: return last+borders.asked(messages, gap),False
     if row.text.startswith(tail, last): return min(last+len(tail), end),False
     return last+common(tail, gap),True
 
-def ends(borders:Borders, row:Rendered, messages:list, i:int, tools=None)->int|None:
+def ends(borders:Borders, row:Rendered, messages:list, i:int)->int|None:
     "Behind the last character that the template writes for message `i`; None where it ends otherwise than a last message"
     (_,end),after = row.extent(i),row.after(i)
     if i==len(messages)-1: return after
     gap = row.text[end:after]
-    tail = borders.tail(messages[:i+1], tools, False, gap)
+    tail = borders.tail(messages[:i+1], False, gap)
     return end+len(tail) if tail is not None and gap.startswith(tail) else None
