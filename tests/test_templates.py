@@ -254,6 +254,60 @@ def test_a_row_of_two_million_characters_is_not_tokenised_whole(monkeypatch):
     assert sum(seen)<=110_000 and list(d.train.kept)==[64, len(d.train.dataset[1]['input_ids'])] and learned(tok, d.train.dataset[0])=='b '*22
     assert abs(int(d.train.lengths[0])-2_000_026)<2_000 and d.train.findings['estimated'].rows==1 and 'truncated' in d.train.findings
 
+# ---- one way from messages to tokens
+
+@pytest.mark.parametrize('rows,data', [([dict(dialogue='Long talk', summary='Short')], {}), ([dict(text='Long talk', label='good')], {}), ([dict(prompt='Long talk', completion='b')], dict(system='Be kind')),
+    ([dict(q='Long talk', a='b')], dict(prompt='Q: {q}\nA:', completion='a')), ([dict(q='Long talk', a='b')], dict(prompt='q', completion='a'))])
+def test_a_prompt_of_ones_own_is_rendered_as_those_of_the_rows(rows, data):
+    tok = tiny.tokenizer()
+    d = ready(tok, rows, **data)
+    asked = d.template.prompt(tok, d.prompts.messages('Long talk'))
+    row = d.train.dataset[0]
+    assert text(tok, [i for i,t in zip(row['input_ids'], row['labels']) if t==-100])==asked
+
+def test_a_system_text_that_is_filled_from_a_column_has_to_be_given():
+    from qlora_nb.errors import QLoRAError
+    d = ready(tiny.tokenizer(), [dict(prompt='a', completion='b', tone='Kind')], system='Be {tone}')
+    with pytest.raises(QLoRAError, match='data.system: is filled from tone in each row, which a prompt of your own has not. Give the system text: --system'): d.prompts.messages('a')
+    assert d.prompts.messages('a', 'Be Kind')==d.train.messages[0][:-1] and d.prompts.messages('a', '')==said(('user', 'a'))
+
+def test_plain_text_is_asked_as_plain_text():
+    tok = tiny.tokenizer()
+    d = ready(tok, [dict(text='Once upon')])
+    assert d.template.prompt(tok, d.prompts.messages('Once'))=='Once' and '[INST]' not in text(tok, d.train.dataset[0]['input_ids'])
+    from tokenizers.processors import TemplateProcessing
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 1)])
+    assert d.template.prompt(tok, d.prompts.messages('Once'))=='<s>Once'
+
+def test_everything_that_asks_the_model_asks_in_the_same_words(monkeypatch):
+    from types import SimpleNamespace as S
+    from qlora_nb.results import evaluate
+    from qlora_nb.training import watch
+    tok,seen = tiny.tokenizer(),[]
+    d = ready(tok, [dict(dialogue='Talk', summary='Short')], system='Be kind')
+    def noted(model, tok, template, prompts, *args, **kw):
+        seen.extend(template.prompt(tok, o) for o in prompts)
+        return ['']*len(prompts)
+    for room in (evaluate, watch): monkeypatch.setattr(room, 'answers', noted)
+    run = S(data=d, tokenizer=tok, model=S(disable_adapter=lambda: S(__enter__=None)), running=False, config=S(tracking=S(sample_prompts=('Talk',), sample_steps=1), method='qlora'), step=1, samples=[], event=print,
+        trainer=S(model=None))
+    run.event = lambda *args, **kw: None
+    monkeypatch.setattr(evaluate, 'base_model', __import__('contextlib').nullcontext)
+    evaluate.generate(run, 'Talk')
+    evaluate.compare(run, prompts=['Talk'])
+    evaluate.compare(run)
+    watch.sample(run)
+    assert len(seen)==6 and set(seen)=={'<s>[INST] <<SYS>>\nBe kind\n<</SYS>>\n\nSummarize the following text.\n\nTalk [/INST]'}
+
+def test_token_ids_beyond_the_embedding_are_found_before_the_first_step():
+    from qlora_nb.errors import QLoRAError
+    from qlora_nb.tokens.checks import check_ids
+    tok = tiny.tokenizer()
+    tok.add_tokens([f'<x{i}>' for i in range(40)])
+    d = ready(tok, [dict(prompt='q', completion='a'), dict(prompt='q', completion='<x35> a')])
+    check_ids(d.train, len(tok))
+    with pytest.raises(QLoRAError, match=r"model: rows, row 2: the token '<x35>' has the number 134, but the model has 128 tokens, numbered from 0"): check_ids(d.train, 128)
+
 # ---- any conversation under any of the templates
 
 WORDS = st.sampled_from(['a', 'Ask', 'user', 'assistant', 'One', 'b c', ' x ', 'x\n', '\ny', '[INST]', '</think>', '<think>\nz\n</think>\n\nq', '<tool_response>r</tool_response>', 'system', '', '  ', 'a'*40])

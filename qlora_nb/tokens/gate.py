@@ -14,6 +14,7 @@ from . import batching, labels
 from .checks import says
 from .encoding import Finding, Rules, encode_to_disk
 from ..data.messages import Asked
+from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
 from ..data.rows import Messages, Rows, no_rows, read
 from .templates import Template, choose_template
@@ -124,6 +125,7 @@ class Data(Shown):
     sampling: str = 'random' # Order of the training rows: random, group_by_length or sequential
     prices: dict = field(default_factory=dict) # `max_length` → bytes that the planner asks for it
     said: list = field(default_factory=list) # Notes
+    prompts: Prompts = Prompts() # How a prompt of one's own becomes messages
     @property
     def sets(self): return [o for o in (self.train, self.validation) if o]
     @property
@@ -213,5 +215,7 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     order,notes = _order(training, train)
     validation = encode_rows(held, tok, template, config, 'validation') if held else None
     size,accumulation = training.per_device_train_batch_size,training.gradient_accumulation_steps
-    made = Data(train, validation, template, size, accumulation, order, said=notes)
+    form = rows.forms[0]
+    prompts = Prompts(data.prompt, data.system, form.columns_seen, form.lead, form.name=='text' and not data.prompt)
+    made = Data(train, validation, template, size, accumulation, order, said=notes, prompts=prompts)
     return _gate(made, config)

@@ -42,7 +42,7 @@ def _wrap(parts, text, i, kind, lead=''): # → the text with marks
 def _wrap_content(parts, text, i):
     "The content of a message; reasoning inside it is a text of its own"
     before,closing,answer = text.rpartition('</think>')
-    if not closing: return _wrap(parts, text, i, 'content')
+    if not closing or not f'{before}{answer}'.replace('<think>', '').strip(): return _wrap(parts, text, i, 'content')
     opening,tag,thought = before.rpartition('<think>') if '<think>' in before else ('', '', before)
     told = _wrap(parts, opening, i, 'content')+tag+_wrap(parts, thought, i, 'reasoning', tag)+closing
     return told+_wrap(parts, answer, i, 'content')

@@ -81,6 +81,12 @@ class Template:
             except Exception as e: failed = e
         raise failed
 
+    def prompt(self, tok, messages:list)->str: # As tokens without anything added
+        "Text that ends where the model continues, as the rows of training begin"
+        text = self.text(tok, messages, prompt=True)
+        begins = is_text(messages) and tok('')['input_ids'][:1]==[tok.bos_token_id]
+        return tok.bos_token+text if begins and not text.startswith(tok.bos_token) else text
+
 # %% ../../nbs/tokens/templates.ipynb #bfc39c8f
 def choose_template(
     tok, # Tokenizer; its `chat_template` is set to the choice, so that it is saved with the adapter

@@ -228,11 +228,12 @@ class AnswerMagics(Notebook):
 
     @line_magic
     @takes(argument('prompt', nargs='+', help='What to ask'),
-        argument('--base', action='store_true', help='Ask the base model instead'), _longest_answer(128))
+        argument('--base', action='store_true', help='Ask the base model instead'), _longest_answer(128),
+        argument('--system', help='System text; that of the config when left out'))
     def qlora_generate(self, args):
         "Generate one answer with the fine-tuned model"
         from qlora_nb.results.evaluate import generate
-        print(generate(self.needs_run(), ' '.join(args.prompt), not args.base, args.max_new_tokens))
+        print(generate(self.needs_run(), ' '.join(args.prompt), not args.base, args.max_new_tokens, args.system))
 
 # %% ../../nbs/ui/magics.ipynb #cafd1784
 @magics_class
