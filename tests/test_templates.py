@@ -1,5 +1,6 @@
 "What is trained of a conversation under templates of many shapes, against strings written by hand; and what a template drops, moves or changes has a name"
 import json
+from contextlib import nullcontext
 import pytest, tiny
 from hypothesis import HealthCheck, given, settings, strategies as st
 from qlora_nb import parse
@@ -289,10 +290,10 @@ def test_everything_that_asks_the_model_asks_in_the_same_words(monkeypatch):
         seen.extend(template.prompt(tok, o) for o in prompts)
         return ['']*len(prompts)
     for room in (evaluate, watch): monkeypatch.setattr(room, 'answers', noted)
-    run = S(data=d, tokenizer=tok, model=S(disable_adapter=lambda: S(__enter__=None)), running=False, config=S(tracking=S(sample_prompts=('Talk',), sample_steps=1), method='qlora'), step=1, samples=[], event=print,
-        trainer=S(model=None))
-    run.event = lambda *args, **kw: None
-    monkeypatch.setattr(evaluate, 'base_model', __import__('contextlib').nullcontext)
+    tracking = S(sample_prompts=('Talk',), sample_steps=1)
+    def event(*args, **kw): pass
+    run = S(data=d, tokenizer=tok, model='model', running=False, config=S(tracking=tracking), step=1, samples=[], trainer=S(model=None), event=event)
+    monkeypatch.setattr(evaluate, 'base_model', nullcontext)
     evaluate.generate(run, 'Talk')
     evaluate.compare(run, prompts=['Talk'])
     evaluate.compare(run)

@@ -39,25 +39,33 @@ def check_texts(row:Rendered, messages:list)->dict: # Key of a finding → examp
             system = messages[latest.message]['role']=='system'
             found.setdefault('moved', (latest if system else part).text)
         else: latest = part
-    whole = ((i, (m.get('content') or '').strip()) for i,m in enumerate(messages))
-    other = next((o for i,o in whole if '</think>' in o and i in row.extents and o not in row.text), None)
-    if other and not {'reasoning', 'changed', 'no_text'} & found.keys(): found['changed'] = other
+    if not {'reasoning', 'changed', 'no_text'} & found.keys(): found |= _rewritten(row, messages)
     return found
+
+def _rewritten(row, messages):
+    "Answers whose texts are there, and not the tags between them"
+    for i in row.extents:
+        content = (messages[i].get('content') or '').strip()
+        if '</think>' in content and content not in row.text: return dict(changed=content)
+    return {}
 
 # %% ../../nbs/tokens/checks.ipynb #b7b74a43
 def check_tools(tok, template:Template, messages:list, text:str)->dict: # Key of a finding → example
     "Tools that the template does not write into the row: without them it is the same"
     tools = tools_of(messages)
     if not tools: return {}
-    bare = [{k: v for k,v in messages[0].items() if k!='tools'}, *messages[1:]]
-    return dict(tools=json.dumps(tools, ensure_ascii=False, default=str)) if template.text(tok, bare)==text else {}
+    first = dict(messages[0])
+    del first['tools']
+    if template.text(tok, [first, *messages[1:]])!=text: return {}
+    return dict(tools=json.dumps(tools, ensure_ascii=False, default=str))
 
 # %% ../../nbs/tokens/checks.ipynb #6c1cfefd
 def special_tokens(tok): # → a pattern, or None
     "The tokens that steer a model, as they would look in a text"
     decoder = getattr(tok, 'added_tokens_decoder', {})
-    found = {str(o) for o in decoder.values() if o.special and str(o).strip()} | set(tok.all_special_tokens)
-    longest = sorted(found, key=len, reverse=True)
+    found = {str(o) for o in decoder.values() if o.special}
+    found |= set(tok.all_special_tokens)
+    longest = sorted(filter(str.strip, found), key=len, reverse=True)
     return re.compile('|'.join(map(re.escape, longest))) if longest else None
 
 def check_tokens(tok, pattern, messages:list, ids:list)->dict: # `pattern` from `special_tokens` → key of a finding: example

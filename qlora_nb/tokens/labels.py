@@ -18,7 +18,8 @@ from .templates import Template, is_text
 # %% ../../nbs/tokens/labels.ipynb #7e8ed916
 def trained(messages:list, roles)->list: # Numbers of messages
     "The messages that are to be trained on"
-    return [i for i,m in enumerate(messages) if m['role'] in roles and m.get('train', True) and says(m)]
+    def meant(m): return m['role'] in roles and m.get('train', True)
+    return [i for i,m in enumerate(messages) if meant(m) and says(m)]
 
 # %% ../../nbs/tokens/labels.ipynb #c1e04f77
 def tokenise(tok, texts:list, plain:bool=False): # → encodings of the tokenizer, or lists of ids where it is a slow one
@@ -42,7 +43,9 @@ class Tokens:
     def offsets(self): return self.found.offsets # (first character, behind the last) of each token
 
     def alone(self, start, end): # Ids of a stretch of the text
-        return Tokens(self.tok, '', tokenise(self.tok, [self.text[start:end]])[0]).ids
+        stretch = self.text[start:end]
+        found, = tokenise(self.tok, [stretch])
+        return Tokens(self.tok, stretch, found).ids
 
     def first(self, place:int)->tuple: # → (token with which the text goes on at `place`, whether it merges with the text before)
         "The token behind a border"
@@ -51,10 +54,14 @@ class Tokens:
         k = bisect_right(self.offsets, place, key=_second)
         if k==len(self.ids): return k,False
         if self.offsets[k][0]<place: return k,True
-        clean = self.offsets[k-1][1]==place and self.found.token_to_word(k-1)!=self.found.token_to_word(k)
+        if not k or self.parted(k, place): return k,False
         near = self.offsets[max(0, k-8)][0]
-        if clean or not k or self.alone(near, place)[-1:]==self.ids[k-1:k]: return k,False
+        if self.alone(near, place)[-1:]==self.ids[k-1:k]: return k,False
         return self._compared(place)
+
+    def parted(self, k, place): # Is the border one between words, before token `k`?
+        word = self.found.token_to_word
+        return self.offsets[k-1][1]==place and word(k-1)!=word(k)
 
     def _compared(self, place):
         before = self.alone(0, place)
@@ -65,7 +72,8 @@ class Tokens:
         "The tokens up to a border"
         if place>=len(self.text): return len(self.ids)
         if not self.tok.is_fast: return common(self.alone(0, place), self.ids)
-        return bisect_left(self.offsets, place, key=_first) if whole else bisect_right(self.offsets, place, key=_second)
+        if whole: return bisect_left(self.offsets, place, key=_first)
+        return bisect_right(self.offsets, place, key=_second)
 
 # %% ../../nbs/tokens/labels.ipynb #e2dde69d
 TURN_ENDS = ('<|im_end|>', '<|eot_id|>', '<|end_of_turn|>', '<end_of_turn>', '<|end|>', '<|return|>', '<|call|>')
@@ -94,7 +102,9 @@ def span(borders:Borders, row:Rendered, tokens:Tokens, messages, i:int, stops)->
 WIDE = 64 # Characters for each token that is needed of a text
 LONG = 100_000 # Characters of a text that is tokenised whole in any case
 
-def _reason(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+def _reason(e):
+    lines = str(e).strip().splitlines()
+    return lines[0][:120] if lines else type(e).__name__
 
 def _given(text, most): # → what is tokenised of it
     enough = max(LONG, WIDE*most)
@@ -106,9 +116,9 @@ def tokens_of(tok, texts, plain:bool, most:int=0)->dict: # → {text: `Tokens`}
     if not given: return {}
     made = {}
     for text,found in zip(given, tokenise(tok, list(given.values()), plain)):
-        made[text] = Tokens(tok, given[text], found)
-        whole = len(given[text])==len(text)
-        if not whole and len(made[text].ids)<=most: made[text] = Tokens(tok, text, tokenise(tok, [text], plain)[0])
+        tokens = Tokens(tok, given[text], found)
+        short = given[text]!=text and len(tokens.ids)<=most
+        made[text] = Tokens(tok, text, tokenise(tok, [text], plain)[0]) if short else tokens
     return made
 
 # %% ../../nbs/tokens/labels.ipynb #6cad9d48
@@ -122,8 +132,9 @@ def _spans(coder, messages, row, tokens): # → (spans of the answers, findings)
     if absent: found['untrained' if there else 'lost'] = f'{len(absent)} of {len(wanted)} answers: {says(messages[absent[0]])}'
     other = next((i for i,o in each.items() if o and o[3]), None)
     if other is not None: found['differs'] = says(messages[other])
-    blank = next((i for i,m in enumerate(messages) if m['role'] in coder.roles and not says(m)), None)
-    if blank is not None: found['blank'] = f'message {blank+1}'
+    spoken = [i for i,m in enumerate(messages) if m['role'] in coder.roles]
+    blank = [i+1 for i in spoken if not says(messages[i])]
+    if blank: found['blank'] = f'message {blank[0]}'
     return there,found
 
 def _labels(ids, spans, eos): # Ids; (first, behind the last, …); the last label, None where the end is not there
@@ -171,7 +182,9 @@ class Encoder:
         for messages,row in zip(rows, made):
             if not isinstance(row, str): texts[is_text(messages)][row.text] = None
         found = {plain: tokens_of(self.tok, some, plain, self.most) for plain,some in texts.items()}
-        def row(messages, o): return o if isinstance(o, str) else _row(self, messages, o, found[is_text(messages)][o.text])
+        def row(messages, o):
+            if isinstance(o, str): return o
+            return _row(self, messages, o, found[is_text(messages)][o.text])
         return [row(messages, o) for messages,o in zip(rows, made)]
 
     def rendered(self, messages): # → `Rendered`, or why the row is refused

@@ -16,7 +16,8 @@ def _columns_of(spec, columns): # → names of the columns in a template, in ord
     return list(dict.fromkeys(name for _,name,_,_ in Formatter().parse(spec) if name is not None))
 
 def _filled(spec, text):
-    return ''.join(literal+(text if name is not None else '') for literal,name,_,_ in Formatter().parse(spec))
+    parts = Formatter().parse(spec)
+    return ''.join(literal if name is None else literal+text for literal,name,_,_ in parts)
 
 @dataclass(frozen=True)
 class Prompts:
