@@ -66,18 +66,17 @@ REFUSED = { # file → (content, the one line)
     'comma.json': (b'[\n{"text": "a"},\n]', 'comma.json, line 3: not JSON: comma before the end of the list at character 1'),
     'missing.json': (b'[{"text": "a"}\n {"text": "b"}]', "missing.json, line 2: not JSON: expected ',' between rows at character 2"),
     'quotes.json': (b"[{'text': 'a'}]", 'quotes.json, line 1: not JSON: Expecting property name enclosed in double quotes at character 3'),
-    'latin.json': (b'[{"text": "a"},\n{"text": "caf\xe9"}]', 'latin.json, line 2: byte 0xe9 at position 14 is not UTF-8: save the file as UTF-8'),
     'number.json': (b'42', 'number.json: expected a list of rows, got a number'),
     'unequal.json': (b'{"prompt": ["a", "b"], "completion": ["c"]}', 'unequal.json: the columns differ in length: prompt 2, completion 1')}
+
+NOTED = { # file → (content, rows, the one note): read with a word about it
+    'latin.json': (b'[{"text": "a"},\n{"text": "caf\xe9"}]', 2, "latin.json is not UTF-8 and was read as Windows-1252 (for example 'café'). If letters are wrong, save it as UTF-8")}
 
 PARTLY = { # file → (content, rows that are read, the line of its problem)
     'cut_line.jsonl': (f'{G}{{"prompt": "a", "compl\n{G}', 2, 'cut_line.jsonl, line 2: not one JSON object: Unterminated string starting at character 17'),
     'null.jsonl': (f'null\n{G}', 1, 'null.jsonl, line 1: expected an object such as {"prompt": …, "completion": …}, got null'),
     'list.jsonl': (f'{G}[1, 2]\n', 1, 'list.jsonl, line 2: expected an object such as {"prompt": …, "completion": …}, got a list'),
     'object.jsonl': (f'{G}{{}}\n', 1, 'object.jsonl, line 2: expected an object with keys, got an empty one'),
-    'latin.jsonl': (G.encode()+b'{"prompt": "caf\xe9", "completion": "b"}\n', 1, 'latin.jsonl, line 2: byte 0xe9 at position 16 is not UTF-8: save the file as UTF-8'),
-    'latin.csv': (b'prompt,completion\na,b\ncaf\xe9,b\n', 1, 'latin.csv, line 3: byte 0xe9 at position 4 is not UTF-8: save the file as UTF-8'),
-    'latin.txt': (b'one\ncaf\xe9\n', 1, 'latin.txt, line 2: byte 0xe9 at position 4 is not UTF-8: save the file as UTF-8'),
     'surrogate.jsonl': (G+'{"prompt": "\\ud83d", "completion": "b"}\n', 1, 'surrogate.jsonl, line 2, column prompt: contains half a character (a lone surrogate): the file was truncated or converted incorrectly'),
     'nested.jsonl': (G+'{"prompt": "a", "completion": {"b": 1}}\n', 1, 'nested.jsonl, line 2, column completion: expected text, got an object'),
     'fields.csv': (b'prompt,completion\na,b\na,b,c\nd,e\n', 2, 'fields.csv, line 3: expected 2 fields (prompt, completion), got 3'),

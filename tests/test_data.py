@@ -16,7 +16,7 @@ from qlora_nb.ui.browser import browse
 def folder(empty): return empty
 
 def config(max_length=200, how='truncate', training='', **data):
-    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', on_overlength=how)|data).items())
+    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', on_overlength=how, max_lost=1)|data).items())
     return parse(f'model: demo\ndata:\n{d}training: {{max_length: {max_length}, seed: 1{training}}}')
 
 def said(*turns): return [dict(role=r, content=c) for r,c in turns]
@@ -185,7 +185,7 @@ def test_what_the_template_refuses_is_counted():
     assert found(d)==dict(refused=(1, 'rows, row 2')) and 'no system here' in d.notes[0]
 
 def test_copies_and_unreadable_rows_are_counted(folder):
-    (folder/'a.jsonl').write_bytes(b'{"prompt": "a", "completion": "b"}\n'*3+b'nothing\n{"prompt": "caf\xe9", "completion": "x"}\n')
+    (folder/'a.jsonl').write_bytes('{"prompt": "ä", "completion": "b"}\n'.encode()*3+b'nothing\n{"prompt": "caf\xe9", "completion": "x"}\n')
     d = ready(config(train='a.jsonl'))
     assert found(d)==dict(unreadable=(2, 'a.jsonl, line 4: not one JSON object: Expecting value at character 1'), not_utf8=(1, d.train.findings['not_utf8'].where), duplicate=(2, 'a.jsonl, line 2'))
     assert len((folder/'runs'/'train.unreadable.jsonl').read_text().splitlines())==2 and d.train.rows==5
@@ -224,7 +224,7 @@ def test_splits_and_mixtures_from_the_config():
 
 def test_the_demo_as_the_quickstart_has_it():
     d = prepare(parse('model: demo\ndata: {train: demo, validation: demo}\ntraining: {max_length: 512}'), tiny.tokenizer())
-    assert (len(d.train), len(d.validation), d.notes, d.validation.form)==(900, 64, [], 'prompt_completion (instruction)')
+    assert (len(d.train), len(d.validation), d.notes, d.validation.form)==(900, 64, ['train: columns that are not used: id', 'validation: columns that are not used: id'], 'prompt_completion (instruction)')
 
 # ---- the cache
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, installed, nearest
 from .architecture import FAMILIES, MODEL_TYPES, Architecture
 from ..store.hub import explain
 
@@ -149,9 +149,9 @@ def _download_config(hub_id):
 
 def _cached_config(hub_id):
     "Its path in the hub's cache on this machine, or None"
-    from huggingface_hub import try_to_load_from_cache
+    hub = installed('huggingface_hub', hub_id)
     from huggingface_hub.errors import HFValidationError
-    try: cached = try_to_load_from_cache(hub_id, 'config.json')
+    try: cached = hub.try_to_load_from_cache(hub_id, 'config.json')
     except HFValidationError: return None
     return cached if isinstance(cached, str) else None
 

@@ -6,13 +6,13 @@
 __all__ = ['Encoded', 'encode_rows', 'Data', 'choose_parts', 'prepare']
 
 # %% ../../nbs/tokens/gate.ipynb #84fd13ec
-import json
+import json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..data import sources, splits
 from . import batching, labels
 from .checks import says
-from .encoding import Finding, Rules, encode_to_disk
+from .encoding import SAID, Finding, Rules, encode_to_disk
 from ..data.messages import Asked
 from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
@@ -85,7 +85,7 @@ def _unread(rows): # → {name: finding}
 
 def _source_notes(rows, prompted):
     "What is to be said about the forms, where the config does not say it"
-    told = [] if prompted else [note for form in rows.forms for note in (form.doubt, form.leads) if note]
+    told = [] if prompted else [note for form in rows.forms for note in (form.doubt, form.leads, form.chosen) if note]
     return [*rows.said, *dict.fromkeys(told)]
 
 # %% ../../nbs/tokens/gate.ipynb #a1af8907
@@ -106,7 +106,7 @@ def encode_rows(
         raise QLoRAError(said, key=f'data.{name}', value=rows.source)
     form = 'your own template' if data.prompt else f'{rows.form} ({rows.forms[0].task})'
     full = Dataset.from_file(str(path))
-    there = rows.rows+rows.unreadable
+    there = rows.rows+rows.unreadable+rows.left_out
     made = Encoded(name, rows.source, form, template, there, full, **tally.counts(), cap=rules.cap, findings=found, tok=tok, at=rows.at)
     made.said = _source_notes(rows, data.prompt)
     copies,first = _copies(tally.hashes) if rules.overlength!='split' else (0, 0)
@@ -163,7 +163,21 @@ def _overlap(data, config):
     said = f'{finding}: that is {share:.0%} of the validation set, and data.max_overlap is {most:.0%}'
     raise QLoRAError(said, key='data.validation', value=held.source)
 
+_LOST = [what for what,said in SAID.items() if said.endswith(': left out') and what!='dropped'] # `drop` was asked for
+
+def _check_lost(rows, config):
+    "Refuse a set of which too many rows are lost"
+    causes = [rows.findings[o] for o in _LOST if o in rows.findings]
+    lost,most = sum(o.rows for o in causes),config.data.max_lost
+    if lost<=most*rows.rows: return
+    share = f'{lost:,} of {rows.rows:,} rows are lost ({lost/rows.rows:.0%}), and data.max_lost is {most:.0%}'
+    why = '; '.join(map(str, causes))
+    raise QLoRAError(f'{share}: {why}. To go on without them, set data.max_lost to {_above(lost/rows.rows)}', key=f'data.{rows.name}', value=rows.source)
+
+def _above(share): return f'{min(1, math.ceil(100*share)/100):g}' # Two digits
+
 def _gate(data, config):
+    for rows in data.sets: _check_lost(rows, config)
     if not data.train.ended: raise _never_stops(data.train)
     if data.validation: _overlap(data, config)
     return data
@@ -178,9 +192,9 @@ def choose_parts(found, use, split): # → (parts that are meant, names of the o
 def _read(config, names, use, namespace):
     "The rows of one use, from one source or several"
     data,training = config.data,use=='train'
-    asked = Asked(data.prompt, data.completion, data.system)
+    asked = Asked.of(data, use)
     split = data.split if training else None
-    found = [choose_parts(sources.parts(name, namespace, data.name, data.revision), use, split) for name in names]
+    found = [choose_parts(sources.parts(name, namespace, data.name, data.revision, asked.how), use, split) for name in names]
     side = Path(config.output.output_dir)/f'{use}.unreadable.jsonl'
     rows = read([meant for meant,_ in found], ', '.join(names), asked, data.group if training else None, side)
     if not rows.rows: raise no_rows(rows)

@@ -8,13 +8,10 @@ __all__ = ['Prompts']
 # %% ../../nbs/tokens/prompts.ipynb #91ce0ef0
 from dataclasses import dataclass
 from string import Formatter
+from ..data.mapping import names_in
 from ..errors import QLoRAError
 
 # %% ../../nbs/tokens/prompts.ipynb #66c02510
-def _columns_of(spec, columns): # → names of the columns in a template, in order
-    if spec in columns: return [spec]
-    return list(dict.fromkeys(name for _,name,_,_ in Formatter().parse(spec) if name is not None))
-
 def _filled(spec, text):
     parts = Formatter().parse(spec)
     return ''.join(literal if name is None else literal+text for literal,name,_,_ in parts)
@@ -32,7 +29,7 @@ class Prompts:
     def templated(self)->list: # Names of columns
         "The columns that the system text is filled from"
         if not self.system or self.system not in self.columns and '{' not in self.system: return []
-        return _columns_of(self.system, self.columns)
+        return names_in(self.system, self.columns)
 
     def messages(self, text:str, system:str|None=None)->list: # What a person asks; the system text, '' for none
         "Messages that end where the model answers"
@@ -43,7 +40,7 @@ class Prompts:
 
     def asked(self, text): # → the text of the user's message
         if not self.prompt: return self.lead+text
-        single = self.prompt not in self.columns and len(_columns_of(self.prompt, self.columns))==1
+        single = '{' in self.prompt and self.prompt not in self.columns and len(set(names_in(self.prompt, self.columns)))==1
         return _filled(self.prompt, text) if single else text
 
     def unknown(self):

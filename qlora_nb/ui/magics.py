@@ -65,7 +65,7 @@ def _show_rows(config, space):
     data = config.data
     if 'hub' in config.kinds['data.train']: return
     names = (data.train,) if isinstance(data.train, str) else data.train
-    asked = Asked(data.prompt, data.completion, data.system)
+    asked = Asked.of(data)
     try: display(peek(names, space, asked, data.split))
     except QLoRAError as e:
         problem = e.errors[0]
