@@ -161,6 +161,7 @@ def _look(path, number, raw, ascii_so_far, notes):
     if note not in notes: notes.append(note)
     return encoding
 
+# %% ../../nbs/data/decoding.ipynb #c91bfb24
 def text_lines(
     path:Path, notes:list|None=None # A note on the encoding is added
 ): # → (number, text or `Unreadable`)

@@ -8,6 +8,7 @@ __all__ = ['ROWS_KEYS', 'is_talk', 'as_row', 'Twice', 'read_jsonl', 'column_rows
 # %% ../../nbs/data/documents.ipynb #e0974e02
 import json, re
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from ..errors import QLoRAError
 from .decoding import Part, Unreadable, described, file_error, listed, text_lines, whole_text
@@ -36,6 +37,8 @@ def _object_of(pairs):
     raise Twice(f'two keys are called {twice[:60]!r}')
 
 _JSON = json.JSONDecoder(object_pairs_hook=_object_of)
+
+# %% ../../nbs/data/documents.ipynb #84d0295f
 def _why(e): return f"{e.msg.removesuffix(' at')} at character {e.colno}"
 def _syntax(path, e): return file_error(path, f', line {e.lineno}: not JSON: {_why(e)}')
 
@@ -70,6 +73,7 @@ def _elements(text, i): # `i`: just after the opening bracket; → (position, va
         i = _skip(text, i+1)
         if text[i:i+1]==']': raise json.JSONDecodeError('comma before the end of the list', text, i)
 
+# %% ../../nbs/data/documents.ipynb #e6a6eb74
 def _lines_of(found, text): # (position, value)s → (line, value)s
     line,counted = 1,0
     for position,value in found:
@@ -81,13 +85,12 @@ def _as_rows(found): # (line, value)s → (line, row)s
     found = iter(found)
     first = next(found, None)
     if first is None: return
-    values = [first, *found] if is_message(first[1]) else None
-    if values and is_talk([o for _,o in values]): yield 1,dict(messages=[o for _,o in values])
-    else: yield from ((line, as_row(o, '' if isinstance(o, dict) else json.dumps(o)[:200])) for line,o in (values or _chain(first, found)))
-
-def _chain(first, rest):
-    yield first
-    yield from rest
+    found = chain([first], found)
+    if is_message(first[1]):
+        found = list(found)
+        talk = [value for _,value in found]
+        if is_talk(talk): found = [(1, talk)]
+    for line,value in found: yield line,as_row(value, '' if isinstance(value, dict) else json.dumps(value)[:200])
 
 def _array(text, i): return _as_rows(_lines_of(_elements(text, i), text))
 
@@ -127,13 +130,16 @@ def _is_row(found):
     "Whether an object is itself a row of a known form"
     form = detect([found])
     cells = [found.get(o) for o in form.columns]
-    if form.name in ('unknown', 'text'): return not any(isinstance(o, (list, dict)) for o in found.values())
-    if len(cells)==1: return is_talk(cells[0]) or isinstance(cells[0], list) and bool(cells[0]) and isinstance(cells[0][0], dict) and exchange(cells[0][0]) is not None
-    return not any(isinstance(o, (list, dict)) and not is_talk(o) for o in cells)
+    def nested(o): return isinstance(o, (list, dict))
+    if form.name in ('unknown', 'text'): return not any(map(nested, found.values()))
+    if form.name=='source_target' and len(cells)==1: return True # A translation
+    if len(cells)==1: return is_talk(cells[0]) or _are_exchanges(cells[0])
+    return all(is_talk(o) or not nested(o) for o in cells)
 
-def _holds_rows(value):
-    return isinstance(value, list) and bool(value) and all(isinstance(o, dict) or is_talk(o) for o in value)
+def _are_exchanges(value): return isinstance(value, list) and bool(value) and all(isinstance(o, dict) and exchange(o) for o in value)
+def _holds_rows(value): return isinstance(value, list) and bool(value) and all(isinstance(o, dict) or is_talk(o) for o in value)
 
+# %% ../../nbs/data/documents.ipynb #be86d626
 def _by_id(found):
     "Whether an object holds rows under their ids, not columns"
     inner = list(found.values())
@@ -151,10 +157,10 @@ def _split_rows(value): # → function that gives rows, or None
 def _wrapped(found): # → (key, rows' function) or None
     lists = [k for k,v in found.items() if _holds_rows(v)]
     known = [k for k in lists if k in ROWS_KEYS]
-    key = known[0] if len(known)==1 else lists[0] if len(lists)==1 else None
-    if key: return key,partial(_numbered, found[key])
-    return None
+    one = next((o for o in (known, lists) if len(o)==1), [])
+    return (one[0], partial(_numbered, found[one[0]])) if one else None
 
+# %% ../../nbs/data/documents.ipynb #55df4789
 def object_rows(found:dict, notes:list|None=None)->dict: # → {split: function that gives rows}
     "What one JSON object holds"
     notes = [] if notes is None else notes
@@ -181,21 +187,17 @@ def object_rows(found:dict, notes:list|None=None)->dict: # → {split: function 
 # %% ../../nbs/data/documents.ipynb #97cec079
 def _lines_in(path, notes, named): # `named`: the suffix says JSON lines
     "Whether a file holds JSON lines"
-    first,second = None,None
-    for _,text in text_lines(path, notes):
-        if isinstance(text, Unreadable): return named
-        if text.isspace(): continue
-        if first is None: first = text.strip()
-        else:
-            second = text.strip()
-            break
-    if first is None: return named
-    try: value = json.loads(first)
+    full = (text for _,text in text_lines(path, notes) if isinstance(text, Unreadable) or not text.isspace())
+    first,second = next(full, None),next(full, None)
+    if first is None or isinstance(first, Unreadable): return named
+    begin = first.strip()
+    try: value = json.loads(begin)
     except RecursionError: return True
-    except ValueError: return named and first not in ('{', '[') and first[-1] not in '{[,:'
-    whole = isinstance(value, list) and not is_talk(value)
-    return bool(second) if not named else not whole or bool(second)
+    except ValueError: return named and begin not in ('{', '[') and begin[-1] not in '{[,:'
+    if second is not None: return True
+    return named and (not isinstance(value, list) or is_talk(value))
 
+# %% ../../nbs/data/documents.ipynb #0b72b923
 def _document(path, notes): # → {split: function that gives rows}
     "What a JSON document holds"
     text = whole_text(path, notes)

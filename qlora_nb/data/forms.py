@@ -189,6 +189,7 @@ def detect(
     low = {key.strip().lower(): key for key in seen}
     return _beside(_main(rows, low, seen, names or {}), rows, low)
 
+# %% ../../nbs/data/forms.ipynb #9782726d
 def _main(rows, low, seen, names):
     form = _of_preference(low) or _of_turns(rows, low)
     if form: return form

@@ -33,18 +33,18 @@ def as_text(v, column:str)->str: # Raises RowError
     return str(v)
 
 # %% ../../nbs/data/mapping.ipynb #af9c56ac
+def _dotted(name): return name and re.sub(r'\[(\d+)\]', r'.\1', name) # answers[0] → answers.0
+def _steps(name): return _dotted(name).split('.')
+
 @cache
 def _pieces(spec): # → [(text before, name or None, format)]
-    def path(name): return name and re.sub(r'\[(\d+)\]', r'.\1', name)
-    return [(before, path(name), form or '') for before,name,form,_ in Formatter().parse(spec)]
+    return [(before, _dotted(name), form or '') for before,name,form,_ in Formatter().parse(spec)]
 
+# %% ../../nbs/data/mapping.ipynb #468bb41f
 def names_in(spec:str, columns)->list: # A column, a path or a template; the columns there are
     "The columns and paths that a template reads"
     if spec in columns: return [spec]
-    return [name for _,name,_ in _pieces(spec) if name is not None] or ['.'.join(_steps(spec))]
-
-def _steps(name): return re.sub(r'\[(\d+)\]', r'.\1', name).split('.')
-def _unnumbered(name): return '.'.join(o for o in _steps(name) if not o.isdigit())
+    return [name for _,name,_ in _pieces(spec) if name is not None] or [_dotted(spec)]
 
 # %% ../../nbs/data/mapping.ipynb #4cbde325
 def check_spec(
@@ -54,7 +54,8 @@ def check_spec(
 )->str: # The spec
     "Refuse a template that names no column of these rows"
     have = f'the columns are {listed(columns)}.'
-    def known(name): return name in columns or _unnumbered(name) in (*columns, *paths)
+    def unnumbered(name): return '.'.join(o for o in _steps(name) if not o.isdigit())
+    def known(name): return name in columns or unnumbered(name) in (*columns, *paths)
     def no_column(name, where=''):
         near = nearest(name, [*columns, *paths])
         return QLoRAError(f'no column {name!r}{where}; {have}', key=key, value=spec, suggestion=near)

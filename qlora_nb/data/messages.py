@@ -35,6 +35,8 @@ def _label(v, column, names):
     return names[v]
 
 # %% ../../nbs/data/messages.ipynb #9620d8d9
+_MEDIA = 'the column {!r} holds pictures or sound, and only text can be trained on. Leave it out, or set data.prompt and data.completion'
+
 @dataclass(frozen=True)
 class Asked:
     "What the config says about columns; empty for the form's own way"
@@ -63,8 +65,7 @@ class Asked:
         if self.prompt:
             check_spec(self.prompt, seen, prompt, form.paths)
             check_spec(self.completion or 'completion', seen, completion, form.paths)
-        elif form.media: raise QLoRAError(f'the column {form.media[0]!r} holds pictures or sound, and only text can be trained on. '
-            'Leave the column out, or name the texts in data.prompt and data.completion', key='data.train')
+        elif form.media: raise QLoRAError(_MEDIA.format(form.media[0]), key='data.train')
         elif form.name=='unknown': raise QLoRAError(form.unknown, key='data.prompt')
         if self.system and '{' in self.system: check_spec(self.system, seen, 'data.system', form.paths)
         return self
@@ -186,6 +187,7 @@ def _with_system(ms, row, form, asked):
     text = '' if plain else _system(row, form, asked)
     return [_message('system', text), *ms] if text.strip() else ms
 
+# %% ../../nbs/data/messages.ipynb #974fca05
 def _with_tools(ms, row, form, told):
     try: return with_tools(ms, as_tools(row.get('tools', '')))
     except RowError:

@@ -231,6 +231,7 @@ class Peek(Shown):
 
 def _beginning(message): return repr(' '.join((message['content'] or 'a tool call').split())[:50])
 
+# %% ../../nbs/data/rows.ipynb #8f61d764
 def _first_messages(part, shapes, asked):
     for _,row in islice(part.rows(), 100):
         with suppress(LeftOut):

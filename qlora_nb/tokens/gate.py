@@ -163,6 +163,7 @@ def _overlap(data, config):
     said = f'{finding}: that is {share:.0%} of the validation set, and data.max_overlap is {most:.0%}'
     raise QLoRAError(said, key='data.validation', value=held.source)
 
+# %% ../../nbs/tokens/gate.ipynb #bf166cdd
 _LOST = [what for what,said in SAID.items() if said.endswith(': left out') and what!='dropped'] # `drop` was asked for
 
 def _check_lost(rows, config):
@@ -170,12 +171,12 @@ def _check_lost(rows, config):
     causes = [rows.findings[o] for o in _LOST if o in rows.findings]
     lost,most = sum(o.rows for o in causes),config.data.max_lost
     if lost<=most*rows.rows: return
-    share = f'{lost:,} of {rows.rows:,} rows are lost ({lost/rows.rows:.0%}), and data.max_lost is {most:.0%}'
-    why = '; '.join(map(str, causes))
-    raise QLoRAError(f'{share}: {why}. To go on without them, set data.max_lost to {_above(lost/rows.rows)}', key=f'data.{rows.name}', value=rows.source)
+    share,why = lost/rows.rows,'; '.join(map(str, causes))
+    enough = f'{min(1, math.ceil(100*share)/100):g}' # Two digits
+    said = f'{lost:,} of {rows.rows:,} rows are lost ({share:.0%}), and data.max_lost is {most:.0%}: {why}'
+    raise QLoRAError(f'{said}. To go on without them, set data.max_lost to {enough}', key=f'data.{rows.name}', value=rows.source)
 
-def _above(share): return f'{min(1, math.ceil(100*share)/100):g}' # Two digits
-
+# %% ../../nbs/tokens/gate.ipynb #a7954e2c
 def _gate(data, config):
     for rows in data.sets: _check_lost(rows, config)
     if not data.train.ended: raise _never_stops(data.train)
