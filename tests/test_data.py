@@ -187,7 +187,7 @@ def test_what_the_template_refuses_is_counted():
 def test_copies_and_unreadable_rows_are_counted(folder):
     (folder/'a.jsonl').write_bytes('{"prompt": "ä", "completion": "b"}\n'.encode()*3+b'nothing\n{"prompt": "caf\xe9", "completion": "x"}\n')
     d = ready(config(train='a.jsonl'))
-    assert found(d)==dict(unreadable=(2, 'a.jsonl, line 4: not one JSON object: Expecting value at character 1'), not_utf8=(1, d.train.findings['not_utf8'].where), duplicate=(2, 'a.jsonl, line 2'))
+    assert found(d)==dict(unreadable=(2, 'a.jsonl, line 4: not one JSON object: Expecting value at character 1'), not_utf8=(1, d.train.findings['not_utf8'].where), unknown=(3, 'a.jsonl, line 1'), duplicate=(2, 'a.jsonl, line 2'))
     assert len((folder/'runs'/'train.unreadable.jsonl').read_text().splitlines())==2 and d.train.rows==5
 
 # ---- the gate

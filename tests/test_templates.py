@@ -166,7 +166,7 @@ def test_a_template_that_looks_at_the_first_characters_of_a_message():
 # ---- rows of a file
 
 def ready(tok, rows, training='', **data):
-    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows')|data).items())
+    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', max_lost=1)|data).items())
     return prepare(parse(f'model: demo\ndata:\n{d}training: {{max_length: 400{training}}}'), tok, dict(rows=rows))
 
 @pytest.fixture(autouse=True)
