@@ -3,10 +3,12 @@
 Preparation: each variant is a process of its own, with empty caches, on the same JSON-lines file of prompts and completions, and ends with a dataset of token
 ids and labels on disk. Reported are rows per second and the growth over the imports of the resident set and, of it, of the process's own memory: the rest are pages
 of mapped files, which the system takes back when it needs them. The same for a file of a tenth.
+Chats: one row of 330 turns against one rendering and one tokenisation of it, in CPU time; and 1,000 chats of some nine turns, ours beside TRL's preparation (which
+trains all tokens, so that it needs no borders): CPU time and peak memory of the process.
 Batches: the demo model, 4-bit with adapters, on rows of skewed length; forward and backward on batches at random, grouped by length, and packed; the figure is
 trained tokens per second.
 
-    python benchmarks/data.py [--rows 200000] [--steps 12] [--skip prepare|batches] [--json OUT]"""
+    python benchmarks/data.py [--rows 200000] [--steps 12] [--skip prepare|chats|batches] [--json OUT]"""
 import argparse, json, os, random, re, resource, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
@@ -21,6 +23,16 @@ def write_rows(path, n, seed=0):
             k = min(200, int(rng.lognormvariate(3, .7))+5)
             row = dict(prompt=f'Ticket {i}: '+' '.join(rng.choices(WORDS, k=k)), completion=' '.join(rng.choices(WORDS, k=max(3, k//4)))+f' ({i})')
             f.write(json.dumps(row)+'\n')
+
+def write_chats(path, n, seed=0):
+    "Chats of some nine turns of 40 to 120 words"
+    rng = random.Random(seed)
+    with open(path, 'w') as f:
+        for i in range(n): f.write(json.dumps(dict(messages=chat(rng, 2*rng.randint(3, 6), i)))+'\n')
+
+def chat(rng, turns, i=0):
+    def words(): return ' '.join(rng.choices(WORDS, k=rng.randint(40, 120)))
+    return [dict(role='assistant' if k%2 else 'user', content=f'{i}.{k}: {words()}') for k in range(turns)]
 
 def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 def now(what): return int(re.search(rf'{what}:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
@@ -49,9 +61,9 @@ def ours(path):
     assert datasets
     tok = load_tokenizer('demo')
     tok('warm up')
-    before,begun = now('VmRSS'),time.perf_counter()
-    with quiet(), Watch() as w: d = prepare(parse(f'model: demo\ndata: {{train: {path}}}\ntraining: {{max_length: 1024}}'), tok).train
-    return dict(rows=len(d), seconds=time.perf_counter()-begun, grown=rss()-before, own=w.grown, learned=d.learned)
+    before,begun,cpu = now('VmRSS'),time.perf_counter(),time.process_time()
+    with quiet(), Watch() as w: d = prepare(parse(f'model: demo\ndata: {{train: {path}}}\ntraining: {{max_length: 8192}}'), tok).train
+    return dict(rows=len(d), seconds=time.perf_counter()-begun, cpu=time.process_time()-cpu, peak=rss(), grown=rss()-before, own=w.grown, learned=d.learned)
 
 def trl(path):
     "What a person writes who follows TRL's documentation; a model of one tiny layer, since the trainer prepares the rows when it is made"
@@ -64,15 +76,38 @@ def trl(path):
     c = LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
     model = LlamaForCausalLM(c)
     tok('warm up')
-    before,begun = now('VmRSS'),time.perf_counter()
+    before,begun,cpu = now('VmRSS'),time.perf_counter(),time.process_time()
     with tempfile.TemporaryDirectory() as out:
         with Watch() as w:
             rows = load_dataset('json', data_files=path, split='train')
-            rows = rows.map(lambda r: dict(prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])]))
-            t = SFTTrainer(model, SFTConfig(out, use_cpu=True, bf16=False, report_to='none', max_length=1024), train_dataset=rows, processing_class=tok)
-        n,seconds,grown = len(t.train_dataset),time.perf_counter()-begun,rss()-before
-        learned = sum(len(b)-b.count(-100) for o in t.train_dataset.select_columns('labels').iter(1000) for b in o['labels'])
-    return dict(rows=n, seconds=seconds, grown=grown, own=w.grown, learned=learned)
+            if 'prompt' in rows.column_names:
+                rows = rows.map(lambda r: dict(prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])]))
+            t = SFTTrainer(model, SFTConfig(out, use_cpu=True, bf16=False, report_to='none', max_length=8192), train_dataset=rows, processing_class=tok)
+        n,seconds,cpu = len(t.train_dataset),time.perf_counter()-begun,time.process_time()-cpu
+        grown,peak = rss()-before,rss()
+        name = 'labels' if 'labels' in t.train_dataset.column_names else 'input_ids'
+        learned = sum(len(b)-b.count(-100) for o in t.train_dataset.select_columns(name).iter(1000) for b in o[name])
+    return dict(rows=n, seconds=seconds, cpu=cpu, peak=peak, grown=grown, own=w.grown, learned=learned)
+
+def clocked(f, times=5):
+    "The least CPU time"
+    def once():
+        begun = time.process_time()
+        f()
+        return time.process_time()-begun
+    return min(once() for _ in range(times))
+
+def long_chat(turns):
+    "One row of many turns, and one rendering with one tokenisation of it"
+    from qlora_nb.tokens.labels import encode
+    from qlora_nb.tokens.templates import choose_template
+    from qlora_nb.training.loading import load_tokenizer
+    from qlora_nb.quiet import quiet
+    tok = load_tokenizer('demo')
+    template,row = choose_template(tok),chat(random.Random(1), int(turns))
+    with quiet():
+        once = clocked(lambda: tok([template.text(tok, row)], add_special_tokens=False))
+        return dict(once=once, encoded=clocked(lambda: encode(tok, template, row)))
 
 def skewed(n, seed=1):
     "Short answers to prompts of very unequal length: as in collections of instructions, three rows of ten bring a passage to read, the others a line or two"
@@ -142,15 +177,16 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--rows', type=int, default=200_000)
     ap.add_argument('--steps', type=int, default=12)
-    ap.add_argument('--skip', choices=('prepare', 'batches'))
+    ap.add_argument('--skip', action='append', default=[], choices=('prepare', 'chats', 'batches'))
     ap.add_argument('--only', choices=('ours', 'trl'), help='Prepare with one of the two, e.g. a million rows with ours')
     ap.add_argument('--json')
     ap.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
     a = ap.parse_args()
-    if a.one: return print(json.dumps(dict(ours=ours, trl=trl, batches=lambda n: batches(int(n)))[a.one[0]](a.one[1])))
+    if a.one: return print(json.dumps(dict(ours=ours, trl=trl, long_chat=long_chat, batches=lambda n: batches(int(n)))[a.one[0]](a.one[1])))
     out = {}
-    if a.skip!='prepare': prepared(a.rows, [a.only] if a.only else ['ours', 'trl'], out)
-    if a.skip!='batches': compared(child('batches', a.steps), out)
+    if 'prepare' not in a.skip: prepared(a.rows, [a.only] if a.only else ['ours', 'trl'], out)
+    if 'chats' not in a.skip: chats(out)
+    if 'batches' not in a.skip: compared(child('batches', a.steps), out)
     if a.json: Path(a.json).write_text(json.dumps(out, indent=1))
 
 def prepared(n, variants, out):
@@ -165,6 +201,19 @@ def prepared(n, variants, out):
         if len(variants)==2:
             assert out[f'ours {n}']['rows']==out[f'trl {n}']['rows']==n
             print(f"  ours / TRL: {out[f'trl {n}']['seconds']/out[f'ours {n}']['seconds']:.2f} times the rows per second")
+
+def chats(out, n=1000, turns=330):
+    o = out['long_chat'] = child('long_chat', turns)
+    print(f"{turns} turns: {1000*o['encoded']:.0f} ms, one rendering and one tokenisation {1000*o['once']:.0f} ms: {o['encoded']/o['once']:.2f} times")
+    with tempfile.TemporaryDirectory() as tmp:
+        path = f'{tmp}/chats.jsonl'
+        write_chats(path, n)
+        print(f'{n:,} chats, {Path(path).stat().st_size/2**20:.1f} MiB')
+        both = {v: child(v, path) for v in ('ours', 'trl')}
+    for v,o in both.items(): print(f"  {v:5} {o['cpu']:6.1f} s of CPU, peak {o['peak']/2**20:6.0f} MiB, {o['learned']:,} trained tokens")
+    out['chats'] = both
+    mine,theirs = both['ours'],both['trl']
+    print(f"  ours / TRL: {mine['cpu']/theirs['cpu']:.2f} times the CPU time, {mine['peak']/theirs['peak']:.2f} times the peak memory")
 
 def compared(o, out):
     out['batches'] = o

@@ -66,25 +66,24 @@ REFUSED = { # file → (content, the one line)
     'comma.json': (b'[\n{"text": "a"},\n]', 'comma.json, line 3: not JSON: comma before the end of the list at character 1'),
     'missing.json': (b'[{"text": "a"}\n {"text": "b"}]', "missing.json, line 2: not JSON: expected ',' between rows at character 2"),
     'quotes.json': (b"[{'text': 'a'}]", 'quotes.json, line 1: not JSON: Expecting property name enclosed in double quotes at character 3'),
-    'latin.json': (b'[{"text": "a"},\n{"text": "caf\xe9"}]', 'latin.json, line 2: byte 0xe9 at position 14 is not UTF-8: save the file as UTF-8'),
     'number.json': (b'42', 'number.json: expected a list of rows, got a number'),
     'unequal.json': (b'{"prompt": ["a", "b"], "completion": ["c"]}', 'unequal.json: the columns differ in length: prompt 2, completion 1')}
+
+NOTED = { # file → (content, rows, the one note): read with a word about it
+    'latin.json': (b'[{"text": "a"},\n{"text": "caf\xe9"}]', 2, "latin.json is not UTF-8 and was read as Windows-1252 (for example 'café'). If letters are wrong, save it as UTF-8")}
 
 PARTLY = { # file → (content, rows that are read, the line of its problem)
     'cut_line.jsonl': (f'{G}{{"prompt": "a", "compl\n{G}', 2, 'cut_line.jsonl, line 2: not one JSON object: Unterminated string starting at character 17'),
     'null.jsonl': (f'null\n{G}', 1, 'null.jsonl, line 1: expected an object such as {"prompt": …, "completion": …}, got null'),
     'list.jsonl': (f'{G}[1, 2]\n', 1, 'list.jsonl, line 2: expected an object such as {"prompt": …, "completion": …}, got a list'),
     'object.jsonl': (f'{G}{{}}\n', 1, 'object.jsonl, line 2: expected an object with keys, got an empty one'),
-    'latin.jsonl': (G.encode()+b'{"prompt": "caf\xe9", "completion": "b"}\n', 1, 'latin.jsonl, line 2: byte 0xe9 at position 16 is not UTF-8: save the file as UTF-8'),
-    'latin.csv': (b'prompt,completion\na,b\ncaf\xe9,b\n', 1, 'latin.csv, line 3: byte 0xe9 at position 4 is not UTF-8: save the file as UTF-8'),
-    'latin.txt': (b'one\ncaf\xe9\n', 1, 'latin.txt, line 2: byte 0xe9 at position 4 is not UTF-8: save the file as UTF-8'),
     'surrogate.jsonl': (G+'{"prompt": "\\ud83d", "completion": "b"}\n', 1, 'surrogate.jsonl, line 2, column prompt: contains half a character (a lone surrogate): the file was truncated or converted incorrectly'),
     'nested.jsonl': (G+'{"prompt": "a", "completion": {"b": 1}}\n', 1, 'nested.jsonl, line 2, column completion: expected text, got an object'),
     'fields.csv': (b'prompt,completion\na,b\na,b,c\nd,e\n', 2, 'fields.csv, line 3: expected 2 fields (prompt, completion), got 3'),
     'open.csv': (b'prompt,completion\na,b\n"c,d\ne,f\n', 1, 'open.csv, line 3: a quote is opened here and never closed: it swallows all 2 lines to the end of the file'),
     'inner.csv': (b'prompt,completion\na,b\n"c"d",e\nf,g\n', 2, 'inner.csv, line 3: unescaped quote inside a quoted field: write it twice ("")'),
     'role.jsonl': ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{"messages": [{"role": "usr", "content": "a"}]}\n', 1,
-        "role.jsonl, line 2, column messages: unknown role 'usr'; allowed are user, human, prompter, customer, assistant, gpt, bot, model, chatgpt, agent, system, developer. Did you mean 'user'?"),
+        "role.jsonl, line 2, column messages: unknown role 'usr'; allowed are user, human, prompter, customer, assistant, gpt, bot, model, chatgpt, agent, system, developer, tool, function, observation, ipython, tool_response, function_call, tool_call. Did you mean 'user'?"),
     'turn.jsonl': ('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": [{"role": "user", "text": "a"}]}\n', 1, "turn.jsonl, line 2, column messages: message 1 has no 'content'; its keys are role, text"),
     'turns.jsonl': ('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": {"role": "user"}}\n', 1, 'turns.jsonl, line 2, column messages: expected a list of messages, got an object'),
     'strings.jsonl': ('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": ["a"]}\n', 1, "strings.jsonl, line 2, column messages: expected messages with 'role' and 'content', got text in the list"),

@@ -244,7 +244,7 @@ def test_no_break_spaces_of_web_pages(): assert parse('model: demo\ndata:\n\xa0\
 
 def test_fingerprint():
     c = parse(HOUSE)
-    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('method', 'output', 'tracking', 'hardware') and not re.match(r'training\.(save_|logging_|preflight|on_oom)', k)}
+    canonical = {k: v for k,v in c.flat.items() if k.split('.')[0] not in ('method', 'output', 'tracking', 'hardware') and not re.match(r'training\.(save_|logging_|preflight|on_oom)|data\.(validation_|header|sample_by|max_lost)', k) or k=='data.validation_size'}
     import hashlib
     assert c.fingerprint==hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
     same = dict(zip(['output.output_dir', 'tracking.report_to', 'hardware.gpu', 'training.save_steps', 'training.save_minutes', 'training.logging_steps'], ['x', 'wandb', 'T4', 7, 1, 3]))
@@ -300,7 +300,7 @@ def test_names_are_those_of_the_libraries():
     ('', ['model', 'revision', 'trust_remote_code', 'method', *sections()]), ('tr', ['trust_remote_code', 'training', 'tracking']), ('lora: {r: 8, lo', ['lora_alpha', 'lora_dropout']), ('lora:\n  use_', ['use_rslora', 'use_dora']),
     ('lora:\n  use_dora: ', ['true', 'false']), ('lora: {use_dora: t', ['true']), ('quantization:\n  bnb_4bit_quant_type: n', ['nf4']), ('quantization: {bits: 8, bnb_4bit_quant_type:', ['nf4', 'fp4']),
     ('model: ', ['demo']), ('model: demo\ndata: {train: d', ['demo']), ('lora: {target_modules: [q_proj, v_proj], lo', ['lora_alpha', 'lora_dropout']), ('lora: {r: 8}', []), ('lora: {r: 8}\n', ['model', 'revision', 'trust_remote_code', 'method', *[s for s in sections() if s!='lora']]),
-    ('lora:\n  r: 8 # lo', []), ('data:\n  prompt: "a: {b}"\n  s', ['split', 'system']), ('data: {prompt: "{b}, ', []), ('data: {prompt: "{b}", s', ['split', 'system']), ('lora: {\n  r: 8,\n  lora_d', ['lora_dropout']), ('%%ql', []),
+    ('lora:\n  r: 8 # lo', []), ('data:\n  prompt: "a: {b}"\n  s', ['split', 'system', 'sample_by']), ('data: {prompt: "{b}, ', []), ('data: {prompt: "{b}", s', ['split', 'system', 'sample_by']), ('lora: {\n  r: 8,\n  lora_d', ['lora_dropout']), ('%%ql', []),
     ('lora:\n  target_modules: a', ['all-linear', 'attention-only']), ('nonsense:\n  a', []), ('lora', ['lora']), ('lora: x', []), ('data:\n  chat_template: ', list(CHAT_TEMPLATES))])
 def test_completion(before, words): assert complete(before)==words
 
@@ -558,7 +558,7 @@ def test_an_exact_key_of_another_section_hides_no_misspelling_but_one():
 # ---- round trip
 
 def valid(key):
-    words = 'model revision data.train data.validation data.prompt data.completion data.system data.group data.name data.split data.revision'.split()
+    words = 'model revision data.train data.validation data.prompt data.completion data.validation_prompt data.validation_completion data.system data.group data.name data.split data.revision'.split()
     if key in (*words, 'output.output_dir', 'output.mirror_dir', 'hardware.gpu'):
         return st.text(st.characters(blacklist_categories=['Cs', 'Cc']), min_size=1, max_size=12).filter(lambda s: s.strip() and 'hf_' not in s)
     if key=='data.weights': return st.lists(st.floats(.1, 9), min_size=2, max_size=3)

@@ -8,14 +8,15 @@ from qlora_nb.errors import QLoRAError
 from qlora_nb.data.messages import Asked
 from qlora_nb.data.rows import read
 from qlora_nb.data.sources import parts
-from qlora_nb.tokens.templates import choose_template, encode, encode_all, runs
+from qlora_nb.tokens.labels import encode, encode_all, runs
+from qlora_nb.tokens.templates import choose_template
 from qlora_nb.ui.browser import browse
 
 @pytest.fixture(autouse=True)
 def folder(empty): return empty
 
 def config(max_length=200, how='truncate', training='', **data):
-    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', on_overlength=how)|data).items())
+    d = ''.join(f'  {k}: {json.dumps(v)}\n' for k,v in (dict(train='rows', on_overlength=how, max_lost=1)|data).items())
     return parse(f'model: demo\ndata:\n{d}training: {{max_length: {max_length}, seed: 1{training}}}')
 
 def said(*turns): return [dict(role=r, content=c) for r,c in turns]
@@ -184,9 +185,9 @@ def test_what_the_template_refuses_is_counted():
     assert found(d)==dict(refused=(1, 'rows, row 2')) and 'no system here' in d.notes[0]
 
 def test_copies_and_unreadable_rows_are_counted(folder):
-    (folder/'a.jsonl').write_bytes(b'{"prompt": "a", "completion": "b"}\n'*3+b'nothing\n{"prompt": "caf\xe9", "completion": "x"}\n')
+    (folder/'a.jsonl').write_bytes('{"prompt": "ä", "completion": "b"}\n'.encode()*3+b'nothing\n{"prompt": "caf\xe9", "completion": "x"}\n')
     d = ready(config(train='a.jsonl'))
-    assert found(d)==dict(unreadable=(2, 'a.jsonl, line 4: not one JSON object: Expecting value at character 1'), not_utf8=(1, d.train.findings['not_utf8'].where), duplicate=(2, 'a.jsonl, line 2'))
+    assert found(d)==dict(unreadable=(2, 'a.jsonl, line 4: not one JSON object: Expecting value at character 1'), not_utf8=(1, d.train.findings['not_utf8'].where), unknown=(3, 'a.jsonl, line 1'), duplicate=(2, 'a.jsonl, line 2'))
     assert len((folder/'runs'/'train.unreadable.jsonl').read_text().splitlines())==2 and d.train.rows==5
 
 # ---- the gate
@@ -223,7 +224,7 @@ def test_splits_and_mixtures_from_the_config():
 
 def test_the_demo_as_the_quickstart_has_it():
     d = prepare(parse('model: demo\ndata: {train: demo, validation: demo}\ntraining: {max_length: 512}'), tiny.tokenizer())
-    assert (len(d.train), len(d.validation), d.notes, d.validation.form)==(900, 64, [], 'prompt_completion (instruction)')
+    assert (len(d.train), len(d.validation), d.notes, d.validation.form)==(900, 64, ['train: columns that are not used: id', 'validation: columns that are not used: id'], 'prompt_completion (instruction)')
 
 # ---- the cache
 
@@ -250,7 +251,7 @@ def test_rows_are_encoded_once(monkeypatch):
 def test_rows_are_encoded_again_when_the_code_that_makes_them_changes(monkeypatch, folder):
     ready(config(120))
     calls = written(monkeypatch)
-    assert {o.name for o in encoding.CODE}=={'encoding.py', 'templates.py'} and all(o.is_file() for o in encoding.CODE)
+    assert {o.name for o in encoding.CODE}=={'checks.py', 'encoding.py', 'labels.py', 'rendering.py', 'templates.py'} and all(o.is_file() for o in encoding.CODE)
     for n,path in enumerate(encoding.CODE, 1):
         changed = folder/path.name
         changed.write_bytes(path.read_bytes()+b'\n')
@@ -258,7 +259,7 @@ def test_rows_are_encoded_again_when_the_code_that_makes_them_changes(monkeypatc
         ready(config(120))
         assert len(calls)==n
     ready(config(120))
-    assert len(calls)==2
+    assert len(calls)==len(encoding.CODE)
 
 def test_the_oldest_encoded_rows_make_room(monkeypatch, folder):
     import os

@@ -53,13 +53,24 @@ class Data(Section):
         'column, or template such as "Translate: {english}", that holds the prompt; detected by default')
     completion: str|None = Field(None, min_length=1, description=
         'column, or template, that holds the text to be generated; detected by default')
-    system: str|None = Field(None, min_length=1, description='system message placed before every conversation')
+    validation_prompt: str|None = Field(None, min_length=1, description=
+        'the same as `prompt` for validation rows whose columns have other names')
+    validation_completion: str|None = Field(None, min_length=1, description=
+        'the same as `completion` for validation rows whose columns have other names')
+    system: str|None = Field(None, min_length=1, description=
+        'system message placed before every conversation that has none: a text, a column, or a template')
+    header: Literal['first', 'none'] = Field('first', description=
+        'line of a CSV or TSV file that names its columns; none: they are called column_1, column_2 and so on')
+    sample_by: Literal['line', 'paragraph', 'file']|None = Field(None, description=
+        'what a row of a text file is; a line by default')
     chat_template: Literal[CHAT_TEMPLATES] = Field('auto', description=
         "format of prompts and answers; `auto`: the tokenizer's own template, if it has one")
     learn: Literal['assistant', 'user', 'system']|_RoleList = Field('assistant', description=
         'roles whose messages are trained when `completion_only_loss` is on')
     on_overlength: Literal['truncate', 'drop', 'split', 'raise'] = Field('truncate', description=
         'what to do with a row of more than `max_length` tokens; split: continue it in further rows')
+    max_lost: float = Field(0.2, ge=0, le=1, description=
+        'share of rows that may be lost, because they cannot be read or have nothing to train on, before the run is refused')
     max_overlap: float = Field(0.1, ge=0, le=1, description=
         'share of validation rows that may also be training rows before the run is refused')
 

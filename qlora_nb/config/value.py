@@ -22,11 +22,15 @@ from ..render import Shown, html_notes, html_table, tag, text_table
 # %% ../../nbs/config/value.ipynb #1569897a
 _ASIDE = ('output.', 'tracking.', 'hardware.', 'training.save_', 'training.logging_', 'training.preflight', 'training.on_oom')
 
+_LATER = { # Keys that came after the first release leave the fingerprints of earlier runs as they were, where they have their default
+    ('method', 'lora'), ('data.validation_prompt', None), ('data.validation_completion', None), ('data.header', 'first'),
+    ('data.sample_by', None), ('data.max_lost', .2)}
+
 def fingerprint(
     values:dict # From `flat`
 )->str: # SHA-256, 64 hexadecimal digits
     "What stands for the result of a run"
-    counted = {k: v for k,v in values.items() if not k.startswith(_ASIDE) and (k, v)!=('method', 'lora')}
+    counted = {k: v for k,v in values.items() if not k.startswith(_ASIDE) and not (isinstance(v, (str, float, type(None))) and (k, v) in _LATER)}
     return hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
 
 # %% ../../nbs/config/value.ipynb #2966f5a5

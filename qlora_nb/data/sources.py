@@ -10,10 +10,12 @@ import json, sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, installed, nearest
 from .names import TABLES, meaning
-from .reading import SUFFIXES, TEXT_READERS, Part
-from .reading import as_row, column_rows, file_error, json_parts, kind, read_jsonl, split_named
+from .decoding import How, Part, file_error, kind, listed, mistaken
+from .documents import as_row, is_talk, object_rows, read_jsonl, split_named
+from .reading import SUFFIXES, TEXT_FILES, text_parts
+from .forms import detect
 from ..store.hub import explain
 
 # %% ../../nbs/data/sources.ipynb #43a4f4ec
@@ -39,19 +41,26 @@ def _readable(batches, path):
         first = str(e).splitlines()[0][:120]
         raise file_error(path, f' is damaged: {first}') from e
 
+def _unlike(columns, name):
+    "Refuse two columns of one name, of which one would be lost"
+    names = list(map(str, columns))
+    twice = next((o for o in names if names.count(o)>1), None)
+    if twice: raise QLoRAError(f'{name}: two columns are called {twice!r}', value=name)
+
 def _incomplete(path, what): return file_error(path, f' is not a complete {what} file ({path.stat().st_size:,} bytes)')
 
 # %% ../../nbs/data/sources.ipynb #02043a7c
 def _parquet_part(path):
-    from pyarrow.parquet import ParquetFile
+    ParquetFile = installed('pyarrow.parquet', path.name).ParquetFile
     def rows(): return _from_batches(_readable(ParquetFile(path).iter_batches(BATCH), path))
     try: schema = ParquetFile(path).schema_arrow
     except Exception as e: raise _incomplete(path, 'Parquet') from e
+    _unlike(schema.names, path.name)
     return Part(path.name, rows, names=_class_names(schema.metadata), unit='row')
 
 def _arrow_batches(path): # → (schema, batches)
     "An Arrow file in either of its formats, with random access or as a stream"
-    import pyarrow as pa
+    pa = installed('pyarrow', path.name)
     mapped = pa.memory_map(str(path))
     try: file = pa.ipc.open_file(mapped)
     except pa.ArrowInvalid:
@@ -64,6 +73,7 @@ def _arrow_part(path):
     def rows(): return _from_batches(_readable(_arrow_batches(path)[1], path))
     try: schema,_ = _arrow_batches(path)
     except Exception as e: raise _incomplete(path, 'Arrow') from e
+    _unlike(schema.names, path.name)
     return Part(path.name, rows, names=_class_names(schema.metadata), unit='row')
 
 # %% ../../nbs/data/sources.ipynb #6c68be23
@@ -80,28 +90,50 @@ def _unsupported(path):
     message = f'{path.name}: this file type is not supported. {_SUPPORTED} (all but the last four also as .gz).'
     return QLoRAError(message, value=str(path), suggestion=nearest(suffix, SUFFIXES) if suffix else None)
 
-def file_parts(path:Path)->list[Part]:
+def file_parts(path:Path, how:How=How())->list[Part]: # The file; how it is read
     "The parts of one file"
     suffix = kind(path)
     if suffix not in SUFFIXES: raise _unsupported(path)
     if path.stat().st_size==0: raise file_error(path, ' is empty')
-    if suffix in TEXT_READERS: return [Part(path.name, partial(TEXT_READERS[suffix], path))]
-    if suffix=='.json': return json_parts(path)
+    if suffix in (*TEXT_FILES, '.json'): return text_parts(path, how)
+    with path.open('rb') as file: begin = file.read(40)
+    said = None if begin[:4]==b'PAR1' else mistaken(begin)
+    if said: raise file_error(path, said)
     if path.suffix.lower()=='.gz': raise file_error(path, f': {suffix} files are compressed inside. Unpack it first')
     return [_parquet_part(path) if suffix in ('.parquet', '.pq') else _arrow_part(path)]
 
-# %% ../../nbs/data/sources.ipynb #887bf865
-def _many(paths, where):
-    def visible(path): return path.is_file() and not path.name.startswith(('.', '_'))
-    paths = list(filter(visible, paths))
+# %% ../../nbs/data/sources.ipynb #8ba2dbc3
+_PAGES = 'readme license licence changelog contributing notice citation authors'.split()
+_ABOUT = ('dataset_info.json', 'dataset_infos.json', 'metadata.json', 'config.json', 'package.json', 'croissant.json')
+_PROSE = ('.txt', '.text', '.md')
+
+def _is_about(path): return path.name.lower() in _ABOUT or path.stem.lower() in _PAGES and kind(path) in _PROSE
+
+def _data_files(paths):
+    "Of the files of a folder those with rows"
     good = [o for o in paths if kind(o) in SUFFIXES]
+    rows = [o for o in good if not _is_about(o)] or good
+    return [o for o in rows if kind(o) not in _PROSE] or rows
+
+def _split_of(path, root):
+    "The split that a file belongs to, as its name or a folder above it says"
+    above = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    return next(filter(None, map(split_named, (path.stem, *reversed(above)))), None)
+
+# %% ../../nbs/data/sources.ipynb #887bf865
+def _many(paths, where, how, root=Path('.')):
+    paths = [o for o in paths if o.is_file() and not o.name.startswith('.')]
+    good = _data_files([o for o in paths if not o.name.startswith('_')])
     if not good: raise QLoRAError(f'{where}: no file of a supported type{_others(paths)}. {_SUPPORTED}', value=where)
-    splits = [split_named(o.stem) for o in good]
-    found = []
-    for path,split in zip(good, splits):
-        parts = file_parts(path)
-        if split and 'train' in splits: parts = [replace(o, split=split) for o in parts]
+    names,found = [o.name for o in good],[]
+    for path in good:
+        parts = file_parts(path, how)
+        split,twice = _split_of(path, root),names.count(path.name)>1
+        if split and len(parts)==1: parts = [replace(o, split=split) for o in parts]
+        if twice: parts = [replace(o, name=str(path)) for o in parts]
         found += parts
+    unused = [o.name for o in paths if o not in good]
+    if unused: found[0].notes.append(f'{where}: files that are not used: {listed(unused)}')
     return found
 
 def _others(paths):
@@ -112,10 +144,10 @@ def _others(paths):
 _SAVED = ('dataset_dict.json', 'state.json') # Written by `save_to_disk`
 def _is_saved(path): return any((path/name).is_file() for name in _SAVED)
 
-def folder_parts(path:Path)->list[Part]:
+def folder_parts(path:Path, how:How=How())->list[Part]: # The folder; how its files are read
     "The parts of a folder: files, or what `save_to_disk` wrote"
-    if not _is_saved(path): return _many(sorted(path.rglob('*')), str(path))
-    from datasets import load_from_disk
+    if not _is_saved(path): return _many(sorted(path.rglob('*')), str(path), how, path)
+    load_from_disk = installed('datasets', str(path)).load_from_disk
     try: return table_parts(path.name, load_from_disk(str(path)))
     except QLoRAError: raise
     except Exception as e:
@@ -124,15 +156,28 @@ def folder_parts(path:Path)->list[Part]:
 
 # %% ../../nbs/data/sources.ipynb #ae977bfa
 def _listed(values):
+    if is_talk(values): values = [dict(messages=values)]
     for number,value in enumerate(values, 1):
         raw = repr(value)[:200]
         yield number,as_row(value, raw)
 
+# %% ../../nbs/data/sources.ipynb #8e4fd876
+def _is_whole(column): # A column of a frame
+    "Whether floats stand for whole numbers and empty cells"
+    if getattr(column.dtype, 'kind', '')!='f' or not column.isna().any(): return False
+    return bool((column.dropna()%1==0).all())
+
+def _cell(v): return v.tolist() if hasattr(v, 'tolist') else v # An array or a number of numpy
+
 def _frame_rows(frame):
+    names = list(map(str, frame.columns))
+    whole = [_is_whole(frame.iloc[:, i]) for i in range(len(names))]
     for start in range(0, len(frame), BATCH):
         part = frame.iloc[start:start+BATCH].astype(object)
         filled = part.where(part.notna(), None)
-        yield from enumerate(filled.to_dict('records'), start+1)
+        for number,cells in enumerate(filled.itertuples(index=False, name=None), start+1):
+            values = [int(v) if w and v is not None else _cell(v) for v,w in zip(cells, whole)]
+            yield number,dict(zip(names, values))
 
 # %% ../../nbs/data/sources.ipynb #7ff13b28
 def _polars_rows(frame):
@@ -162,15 +207,20 @@ def _label_names(value):
     return {c: tuple(f.names) for c,f in features.items() if type(f).__name__=='ClassLabel'}
 
 def _table_part(name, value, split='train'):
+    columns = getattr(value, 'column_names', None) or getattr(value, 'columns', None)
+    if not callable(columns): _unlike(() if columns is None else columns, name)
     rows = partial(_reader(value), value)
     return Part(name, rows, split, _label_names(value), 'row')
 
 # %% ../../nbs/data/sources.ipynb #1c15272d
-def _columns(name, value): # A dict → its rows, or None
-    def is_column(o): return hasattr(o, '__iter__') and not isinstance(o, (str, bytes))
-    lists = {k: list(o) for k,o in value.items() if is_column(o)}
-    try: return column_rows(lists)
+def _object_parts(name, value): # A dict → its parts, maybe none
+    def is_column(o): return hasattr(o, '__iter__') and not isinstance(o, (str, bytes, dict))
+    plain,notes = {str(k): list(o) if is_column(o) else o for k,o in value.items()},[]
+    if not any(isinstance(o, (list, dict)) for o in plain.values()) and detect([plain]).name=='unknown': return []
+    try: found = object_rows(plain, notes)
     except QLoRAError as e: raise QLoRAError(f'{name}: {e}', value=name) from e
+    notes = [f'{name}: {note}' for note in notes]
+    return [Part(name, rows, split, unit='row', notes=notes) for split,rows in found.items()]
 
 # %% ../../nbs/data/sources.ipynb #8aec47a5
 def table_parts(name:str, value)->list[Part]: # As it is called in the notebook; its value
@@ -178,8 +228,7 @@ def table_parts(name:str, value)->list[Part]: # As it is called in the notebook;
     if isinstance(value, dict):
         if value and all(split_named(k) and _reader(o) for k,o in value.items()):
             return [_table_part(f'{name}[{k!r}]', o, split_named(k)) for k,o in value.items()]
-        rows = _columns(name, value)
-        if rows is not None: return [Part(name, partial(iter, rows), unit='row')]
+        if found := _object_parts(name, value): return found
     elif _reader(value): return [_table_part(name, value)]
     raise QLoRAError(f'{name} must be {TABLES}, got a value of type {type(value).__name__}', value=name)
 
@@ -190,7 +239,7 @@ def hub_parts(
     revision:str|None=None # `data.revision`
 )->list[Part]:
     "The splits of a dataset on the Hub"
-    from datasets import load_dataset
+    load_dataset = installed('datasets', name).load_dataset
     try: splits = load_dataset(name, config, revision=revision)
     except Exception as e: raise QLoRAError(explain(e, name, 'dataset', revision), value=name) from e
     return [_table_part(f'{name} {split}', o, split) for split,o in splits.items()]
@@ -222,12 +271,13 @@ def _demo_parts():
 def parts(
     source:str, # Name
     namespace:dict|None=None, # The notebook's variables
-    name:str|None=None, revision:str|None=None # Configuration and revision of a hub set
+    name:str|None=None, revision:str|None=None, # Configuration and revision of a hub set
+    how:How=How() # How files are read
 )->list[Part]: # At least one
     "What a name stands for"
     meant = meaning(source, namespace)
     if meant.kind=='demo': return _demo_parts()
-    if meant.kind=='file': return file_parts(*meant.paths)
-    if meant.kind=='files': return _many(meant.paths, source)
-    if meant.kind=='folder': return folder_parts(*meant.paths)
+    if meant.kind=='file': return file_parts(*meant.paths, how)
+    if meant.kind=='files': return _many(meant.paths, source, how)
+    if meant.kind=='folder': return folder_parts(*meant.paths, how)
     return table_parts(source, namespace[source]) if meant.kind=='variable' else hub_parts(source, name, revision)

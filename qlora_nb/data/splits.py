@@ -6,7 +6,7 @@
 __all__ = ['split_off', 'mix']
 
 # %% ../../nbs/data/splits.ipynb #48d42b2c
-import random
+import math, random
 from dataclasses import replace
 from ..errors import QLoRAError
 from .rows import Rows, column
@@ -38,10 +38,11 @@ def split_off(
     n = rows.rows
     def refused(said, **more): return QLoRAError(said, key='data.validation_size', **more)
     if n<2: raise refused(f'{rows.source} has {n} row, too few to split off a validation set')
-    if size>=n: raise refused(f'{size} of {n} rows would be held out, and none would be left', value=size)
+    many = size if size>=1 else math.ceil(size*n) # Rows held out
+    if many>=n: raise refused(f'{size} of {n} rows would be held out, and none would be left', value=size)
     if group: train,held = _grouped(rows, size if size>=1 else size*n, seed)
     else:
-        split = rows.dataset.train_test_split(test_size=size, seed=seed)
+        split = rows.dataset.train_test_split(test_size=many, seed=seed)
         train,held = split['train'],split['test']
     how = (size, seed, *(['group'] if group else []))
     return _part_of(rows, train, 'train', *how),_part_of(rows, held, 'held', *how)

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, installed, nearest
 from .checkpoint import check_name, check_unquantised, read_config
 from .architecture import FAMILIES, MODEL_TYPES, Architecture
 from .skeleton import read
@@ -151,8 +151,7 @@ def _download_config(hub_id):
 
 def _cached_config(hub_id):
     "Its path in the hub's cache on this machine, or None"
-    from huggingface_hub import try_to_load_from_cache
-    cached = try_to_load_from_cache(hub_id, 'config.json')
+    cached = installed('huggingface_hub', hub_id).try_to_load_from_cache(hub_id, 'config.json')
     return cached if isinstance(cached, str) else None
 
 def _hub_config(hub_id, offline):

@@ -15,6 +15,7 @@ from ..render import Shown, html_table, tag, text_table
 from .scores import scores
 from ..tasks.causal_lm import CAUSAL_LM
 from ..tasks.generate import answers
+from ..tokens.checks import says
 
 # %% ../../nbs/results/evaluate.ipynb #66f59b80
 NO_RUN = 'nothing has been trained in this notebook yet: run %qlora_train first'
@@ -42,13 +43,12 @@ def generate(
     run, # A run that ended
     prompt:str, # What the user says
     adapter:bool=True, # False: the base model alone
-    max_new_tokens:int=128 # Longest answer, in tokens
+    max_new_tokens:int=128, # Longest answer, in tokens
+    system:str|None=None # System text; that of the config when left out
 )->str: # The answer
     "Generate one answer with the fine-tuned model"
     model = _trained(run)
-    system = run.config.data.system
-    messages = [dict(role='system', content=system)] if system else []
-    messages.append(dict(role='user', content=prompt))
+    messages = run.data.prompts.messages(prompt, system)
     def answer(model): return answers(model, run.tokenizer, run.data.template, [messages], max_new_tokens)[0]
     if adapter: return answer(model)
     with base_model(run) as base: return answer(base)
@@ -92,13 +92,16 @@ class Comparison(Shown):
         return html_table(self._score_rows(), SCORE_HEAD, f'{len(self.prompts)} {self.of}', num=(1, 2, 3))+answers
 
 # %% ../../nbs/results/evaluate.ipynb #9dd8ef89
-def _asked(run, rows, prompts):
+def _asked(run, rows, prompts, system):
     "Messages to answer, references, and where they are from"
-    if prompts is not None: return [[dict(role='user', content=prompt)] for prompt in prompts],['']*len(prompts),'prompts'
+    if prompts is not None: return [run.data.prompts.messages(prompt, system) for prompt in prompts],['']*len(prompts),'prompts'
+    if run.data.prompts.plain:
+        said = 'rows of plain text have no prompts to compare answers to'
+        raise QLoRAError(f'{said}: give some, as in compare(run, prompts=["Once upon"])', key='data.train')
     held = run.data.validation or run.data.train
     source = 'validation rows' if run.data.validation else 'training rows (there is no validation set: the model has seen them)'
-    dialogues = held.messages[:rows]
-    return [turns[:-1] for turns in dialogues],[turns[-1]['content'] for turns in dialogues],source
+    dialogues = [turns for turns in held.messages[:rows] if len(turns)>1]
+    return [turns[:-1] for turns in dialogues],[says(turns[-1]) for turns in dialogues],source
 
 def compare(
     run, # A run that ended
@@ -106,11 +109,12 @@ def compare(
     prompts=None, # Texts to ask instead of the validation rows
     max_new_tokens:int=64, # Longest answer, in tokens
     batch_size:int=16, # Prompts generated together
-    tick=None # Called with the share done, from 0 to 1
+    tick=None, # Called with the share done, from 0 to 1
+    system:str|None=None # System text of the prompts; that of the config when left out
 )->Comparison: # Shows itself as scores and a grid
     "Answer the same prompts with the base model and with the fine-tuned model"
     model = _trained(run)
-    asked,wanted,source = _asked(run, rows, prompts)
+    asked,wanted,source = _asked(run, rows, prompts, system)
     def answer(model, done):
         def half(share): tick((share+done)/2)
         return answers(model, run.tokenizer, run.data.template, asked, max_new_tokens, batch_size, tick and half)
@@ -120,4 +124,4 @@ def compare(
     if any(wanted):
         first,second = (scores(given, wanted, CAUSAL_LM.metrics) for given in (before, after))
         both = {name: (first[name], second[name]) for name in first}
-    return Comparison([turns[-1]['content'] for turns in asked], wanted, before, after, source, both)
+    return Comparison([says(turns[-1]) for turns in asked], wanted, before, after, source, both)

@@ -33,7 +33,7 @@ def answers(
 )->list: # Texts, in the order of the prompts
     "Answers of the model, greedy"
     import torch
-    texts = [template.text(tok, p, prompt=True) for p in prompts]
+    texts = [template.prompt(tok, p) for p in prompts]
     def shortness(i): return -len(texts[i])
     order = sorted(range(len(texts)), key=shortness)
     out = ['']*len(texts)

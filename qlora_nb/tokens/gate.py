@@ -6,13 +6,15 @@
 __all__ = ['Encoded', 'encode_rows', 'Data', 'choose_parts', 'prepare']
 
 # %% ../../nbs/tokens/gate.ipynb #84fd13ec
-import json
+import json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..data import sources, splits
-from . import batching, templates
-from .encoding import Finding, Rules, encode_to_disk
+from . import batching, labels
+from .checks import says
+from .encoding import SAID, Finding, Rules, encode_to_disk
 from ..data.messages import Asked
+from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
 from ..data.rows import Messages, Rows, no_rows, read
 from .templates import Template, choose_template
@@ -53,12 +55,12 @@ class Encoded(Shown):
     def sample(self, i:int)->tuple: # Kept row number `i` → (place, stretches of text with a mark for those in the loss)
         "One row as the model sees it"
         row = self.full[i]
-        return f'row {i+1:,} · {self.at(row["row"])}',templates.runs(self.tok, row['input_ids'], row['labels'])
+        return f'row {i+1:,} · {self.at(row["row"])}',labels.runs(self.tok, row['input_ids'], row['labels'])
 
     def finding(self, what:str, rows:int, i:int)->Finding: # Key of `SAID`; how many; kept row number of the first
         "Something that is found by looking at kept rows"
         row = self.full[i]
-        answer = json.loads(row['messages'])[-1]['content']
+        answer = says(json.loads(row['messages'])[-1])
         self.findings[what] = Finding(what, rows, self.at(row['row']), answer[:80])
         return self.findings[what]
 
@@ -83,7 +85,7 @@ def _unread(rows): # → {name: finding}
 
 def _source_notes(rows, prompted):
     "What is to be said about the forms, where the config does not say it"
-    told = [] if prompted else [note for form in rows.forms for note in (form.doubt, form.leads) if note]
+    told = [] if prompted else [note for form in rows.forms for note in (form.doubt, form.leads, form.chosen) if note]
     return [*rows.said, *dict.fromkeys(told)]
 
 # %% ../../nbs/tokens/gate.ipynb #a1af8907
@@ -104,7 +106,7 @@ def encode_rows(
         raise QLoRAError(said, key=f'data.{name}', value=rows.source)
     form = 'your own template' if data.prompt else f'{rows.form} ({rows.forms[0].task})'
     full = Dataset.from_file(str(path))
-    there = rows.rows+rows.unreadable
+    there = rows.rows+rows.unreadable+rows.left_out
     made = Encoded(name, rows.source, form, template, there, full, **tally.counts(), cap=rules.cap, findings=found, tok=tok, at=rows.at)
     made.said = _source_notes(rows, data.prompt)
     copies,first = _copies(tally.hashes) if rules.overlength!='split' else (0, 0)
@@ -123,6 +125,7 @@ class Data(Shown):
     sampling: str = 'random' # Order of the training rows: random, group_by_length or sequential
     prices: dict = field(default_factory=dict) # `max_length` → bytes that the planner asks for it
     said: list = field(default_factory=list) # Notes
+    prompts: Prompts = Prompts() # How a prompt of one's own becomes messages
     @property
     def sets(self): return [o for o in (self.train, self.validation) if o]
     @property
@@ -160,7 +163,22 @@ def _overlap(data, config):
     said = f'{finding}: that is {share:.0%} of the validation set, and data.max_overlap is {most:.0%}'
     raise QLoRAError(said, key='data.validation', value=held.source)
 
+# %% ../../nbs/tokens/gate.ipynb #bf166cdd
+_LOST = [what for what,said in SAID.items() if said.endswith(': left out') and what!='dropped'] # `drop` was asked for
+
+def _check_lost(rows, config):
+    "Refuse a set of which too many rows are lost"
+    causes = [rows.findings[o] for o in _LOST if o in rows.findings]
+    lost,most = sum(o.rows for o in causes),config.data.max_lost
+    if lost<=most*rows.rows: return
+    share,why = lost/rows.rows,'; '.join(map(str, causes))
+    enough = f'{min(1, math.ceil(100*share)/100):g}' # Two digits
+    said = f'{lost:,} of {rows.rows:,} rows are lost ({share:.0%}), and data.max_lost is {most:.0%}: {why}'
+    raise QLoRAError(f'{said}. To go on without them, set data.max_lost to {enough}', key=f'data.{rows.name}', value=rows.source)
+
+# %% ../../nbs/tokens/gate.ipynb #a7954e2c
 def _gate(data, config):
+    for rows in data.sets: _check_lost(rows, config)
     if not data.train.ended: raise _never_stops(data.train)
     if data.validation: _overlap(data, config)
     return data
@@ -175,9 +193,9 @@ def choose_parts(found, use, split): # → (parts that are meant, names of the o
 def _read(config, names, use, namespace):
     "The rows of one use, from one source or several"
     data,training = config.data,use=='train'
-    asked = Asked(data.prompt, data.completion, data.system)
+    asked = Asked.of(data, use)
     split = data.split if training else None
-    found = [choose_parts(sources.parts(name, namespace, data.name, data.revision), use, split) for name in names]
+    found = [choose_parts(sources.parts(name, namespace, data.name, data.revision, asked.how), use, split) for name in names]
     side = Path(config.output.output_dir)/f'{use}.unreadable.jsonl'
     rows = read([meant for meant,_ in found], ', '.join(names), asked, data.group if training else None, side)
     if not rows.rows: raise no_rows(rows)
@@ -212,5 +230,7 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     order,notes = _order(training, train)
     validation = encode_rows(held, tok, template, config, 'validation') if held else None
     size,accumulation = training.per_device_train_batch_size,training.gradient_accumulation_steps
-    made = Data(train, validation, template, size, accumulation, order, said=notes)
+    form = rows.forms[0]
+    prompts = Prompts(data.prompt, data.system, form.columns_seen, form.lead, form.name=='text' and not data.prompt)
+    made = Data(train, validation, template, size, accumulation, order, said=notes, prompts=prompts)
     return _gate(made, config)

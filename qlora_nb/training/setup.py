@@ -10,6 +10,7 @@ __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows'
 import importlib.util, math, os, sys, time
 from contextlib import nullcontext
 from ..config.resolve import resolve
+from ..tokens.checks import check_ids
 from ..tokens.gate import prepare
 from ..data.sources import table_parts
 from ..errors import QLoRAError
@@ -144,6 +145,9 @@ def collect(run, space):
         run.config = run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})
     plan_run(run)
     run.notes += run.data.notes
+    filled = ', '.join(run.data.prompts.templated)
+    if filled and run.config.tracking.sample_prompts:
+        run.note(f'tracking.sample_prompts are asked without a system text: data.system is filled from {filled} in each row')
     if not run.resumed: keep_rows(run, space)
 
 # %% ../../nbs/training/setup.ipynb #2852ed47
@@ -186,6 +190,7 @@ def load_model(run):
         if gauge: gauge.phase('load')
         base = load_base(run.config.model, run.config, run.device, run.precision.compute)
     if gauge: run.memory.loading = gauge.phases['load']
+    for rows in run.data.sets: check_ids(rows, base.get_input_embeddings().weight.shape[0])
     for note in base_notes(run.config, base): run.note(note)
     return base
 

@@ -237,7 +237,8 @@ def sample(run):
     tracking = run.config.tracking
     if not tracking.sample_prompts or run.step%tracking.sample_steps: return
     before = chance()
-    asked = [[dict(role='user', content=prompt)] for prompt in tracking.sample_prompts]
+    prompts = run.data.prompts
+    asked = [prompts.messages(text, '' if prompts.templated else None) for text in tracking.sample_prompts]
     got = answers(run.trainer.model, run.tokenizer, run.data.template, asked)
     put_back(before)
     run.samples.append((run.step, list(zip(tracking.sample_prompts, got))))

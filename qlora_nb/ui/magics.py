@@ -29,7 +29,7 @@ def _show_rows(config, space):
     data = config.data
     if 'hub' in config.kinds['data.train']: return
     names = (data.train,) if isinstance(data.train, str) else data.train
-    asked = Asked(data.prompt, data.completion, data.system)
+    asked = Asked.of(data)
     try: display(peek(names, space, asked, data.split))
     except QLoRAError as e:
         problem = e.errors[0]
@@ -205,11 +205,12 @@ class AnswerMagics(Notebook):
 
     @line_magic
     @takes(argument('prompt', nargs='+', help='What to ask'),
-        argument('--base', action='store_true', help='Ask the base model instead'), _longest_answer(128))
+        argument('--base', action='store_true', help='Ask the base model instead'), _longest_answer(128),
+        argument('--system', help='System text; that of the config when left out'))
     def qlora_generate(self, args):
         "Generate one answer with the fine-tuned model"
         from qlora_nb.results.evaluate import generate
-        print(generate(self.needs_run(), ' '.join(args.prompt), not args.base, args.max_new_tokens))
+        print(generate(self.needs_run(), ' '.join(args.prompt), not args.base, args.max_new_tokens, args.system))
 
 # %% ../../nbs/ui/magics.ipynb #cafd1784
 @magics_class
