@@ -163,6 +163,15 @@ def test_a_template_that_looks_at_the_first_characters_of_a_message():
     e = encode(tok, choose_template(tok), ms)
     assert learned(tok, e)=='Call<|im_end|><think>\n\n</think>\n\nCall<|im_end|>' and e['found']=={}
 
+@pytest.mark.parametrize('name', SHAPES)
+def test_a_tokenizer_without_offsets_gives_the_same_labels(name):
+    from transformers import PreTrainedTokenizerFast
+    class Slow(PreTrainedTokenizerFast): is_fast = False
+    tok,slow = tokenizer(name),tokenizer(name)
+    slow.__class__ = Slow
+    ms = conversation(3, 'none', 'plain')
+    assert encode(slow, choose_template(slow), ms)==encode(tok, choose_template(tok), ms)
+
 # ---- rows of a file
 
 def ready(tok, rows, training='', **data):
