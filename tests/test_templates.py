@@ -281,6 +281,12 @@ def test_a_system_text_that_is_filled_from_a_column_has_to_be_given():
     with pytest.raises(QLoRAError, match='data.system: is filled from tone in each row, which a prompt of your own has not. Give the system text: --system'): d.prompts.messages('a')
     assert d.prompts.messages('a', 'Be Kind')==d.train.messages[0][:-1] and d.prompts.messages('a', '')==said(('user', 'a'))
 
+def test_the_system_text_may_be_a_column_and_a_typo_is_refused():
+    from qlora_nb.errors import QLoRAError
+    rows = [dict(prompt='a', completion='b', system_text='Kind'), dict(prompt='a', completion='b', system_text='Brief')]
+    assert [m[0]['content'] for m in ready(tiny.tokenizer(), rows, system='system_text').train.messages]==['Kind', 'Brief']
+    with pytest.raises(QLoRAError, match="data.system: no column 'sytem_text' for {sytem_text}.*Did you mean 'system_text'"): ready(tiny.tokenizer(), rows, system='{sytem_text}')
+
 def test_plain_text_is_asked_as_plain_text():
     tok = tiny.tokenizer()
     d = ready(tok, [dict(text='Once upon')])
