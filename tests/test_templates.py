@@ -163,6 +163,15 @@ def test_a_template_that_looks_at_the_first_characters_of_a_message():
     e = encode(tok, choose_template(tok), ms)
     assert learned(tok, e)=='Call<|im_end|><think>\n\n</think>\n\nCall<|im_end|>' and e['found']=={}
 
+@pytest.mark.parametrize('name', SHAPES)
+def test_a_tokenizer_without_offsets_gives_the_same_labels(name):
+    from transformers import PreTrainedTokenizerFast
+    class Slow(PreTrainedTokenizerFast): is_fast = False
+    tok,slow = tokenizer(name),tokenizer(name)
+    slow.__class__ = Slow
+    ms = conversation(3, 'none', 'plain')
+    assert encode(slow, choose_template(slow), ms)==encode(tok, choose_template(tok), ms)
+
 # ---- rows of a file
 
 def ready(tok, rows, training='', **data):
@@ -271,6 +280,12 @@ def test_a_system_text_that_is_filled_from_a_column_has_to_be_given():
     d = ready(tiny.tokenizer(), [dict(prompt='a', completion='b', tone='Kind')], system='Be {tone}')
     with pytest.raises(QLoRAError, match='data.system: is filled from tone in each row, which a prompt of your own has not. Give the system text: --system'): d.prompts.messages('a')
     assert d.prompts.messages('a', 'Be Kind')==d.train.messages[0][:-1] and d.prompts.messages('a', '')==said(('user', 'a'))
+
+def test_the_system_text_may_be_a_column_and_a_typo_is_refused():
+    from qlora_nb.errors import QLoRAError
+    rows = [dict(prompt='a', completion='b', system_text='Kind'), dict(prompt='a', completion='b', system_text='Brief')]
+    assert [m[0]['content'] for m in ready(tiny.tokenizer(), rows, system='system_text').train.messages]==['Kind', 'Brief']
+    with pytest.raises(QLoRAError, match="data.system: no column 'sytem_text' for {sytem_text}.*Did you mean 'system_text'"): ready(tiny.tokenizer(), rows, system='{sytem_text}')
 
 def test_plain_text_is_asked_as_plain_text():
     tok = tiny.tokenizer()
