@@ -67,11 +67,13 @@ def _elements(text, i): # `i`: just after the opening bracket; → (position, va
         value,end = decode(text, i)
         yield i,value
         i = _skip(text, end)
-        if text[i:i+1]==']': return
+        if text[i:i+1]==']': break
         if i>=len(text): raise json.JSONDecodeError('the list is never closed', text, i)
         if text[i]!=',': raise json.JSONDecodeError("expected ',' between rows", text, i)
         i = _skip(text, i+1)
         if text[i:i+1]==']': raise json.JSONDecodeError('comma before the end of the list', text, i)
+    behind = _skip(text, i+1)
+    if behind<len(text): raise json.JSONDecodeError('text behind the end of the list', text, behind)
 
 # %% ../../nbs/data/documents.ipynb #e6a6eb74
 def _lines_of(found, text): # (position, value)s → (line, value)s
@@ -154,6 +156,12 @@ def _split_rows(value): # → function that gives rows, or None
     if isinstance(value, list) and value and all(isinstance(o, str) for o in value): return partial(_numbered, value)
     return partial(_numbered, list(value.values())) if isinstance(value, dict) and _by_id(value) else None
 
+def _by_split(rows): # {key: function that gives rows} → {split: the same}, where two keys may name one split
+    made = {}
+    for key,read in rows.items(): made.setdefault(split_named(key), []).append(read)
+    def joined(reads): return enumerate((row for read in reads for _,row in read()), 1)
+    return {split: reads[0] if len(reads)==1 else partial(joined, reads) for split,reads in made.items()}
+
 def _wrapped(found): # → (key, rows' function) or None
     lists = [k for k,v in found.items() if _holds_rows(v)]
     known = [k for k in lists if k in ROWS_KEYS]
@@ -167,12 +175,11 @@ def object_rows(found:dict, notes:list|None=None)->dict: # → {split: function 
     def beside(*keys): # What is not read
         more = [k for k in found if k not in keys]
         if more: notes.append(f'rows are read from {listed(keys)}; not used: {listed(more)}')
-    if _is_row(found): return dict(train=partial(iter, [(1, found)]))
-    splits = {k: _split_rows(v) for k,v in found.items() if split_named(k)}
-    splits = {k: rows for k,rows in splits.items() if rows}
-    if splits:
+    if _is_row(found): return dict(train=partial(_numbered, [found]))
+    named = {k: _split_rows(v) for k,v in found.items() if split_named(k)}
+    if splits := {k: rows for k,rows in named.items() if rows}:
         beside(*splits)
-        return {split_named(k): rows for k,rows in splits.items()}
+        return _by_split(splits)
     if wrapped := _wrapped(found):
         beside(wrapped[0])
         return dict(train=wrapped[1])
@@ -182,7 +189,7 @@ def object_rows(found:dict, notes:list|None=None)->dict: # → {split: function 
         beside(inner[0])
         return object_rows(found[inner[0]], notes)
     table = column_rows(found)
-    return dict(train=partial(iter, [(1, found)] if table is None else table))
+    return dict(train=partial(_numbered, [found]) if table is None else partial(iter, table))
 
 # %% ../../nbs/data/documents.ipynb #97cec079
 def _lines_in(path, notes, named): # `named`: the suffix says JSON lines

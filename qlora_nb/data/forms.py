@@ -15,7 +15,7 @@ from .decoding import listed
 # %% ../../nbs/data/forms.ipynb #0c6c41a5
 _PAIRS = '''
 alpaca: instruction instructions | output response completion answer outputs
-prompt_completion: prompt prompts query | completion response answer output completions
+prompt_completion: prompt prompts query human user | completion response answer output completions assistant
 question_answer: question questions problem | answer answers solution response output
 dialogue_summary: dialogue dialog conversation document article transcript text | summary highlights abstract tldr
 source_target: source src input | target tgt output

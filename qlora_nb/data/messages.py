@@ -9,7 +9,7 @@ __all__ = ['Asked', 'LeftOut', 'all_messages', 'to_messages']
 import re
 from dataclasses import dataclass
 from ..errors import QLoRAError
-from .forms import Form, blank, turns_in
+from .forms import MEDIA, Form, blank, turns_in
 from .mapping import RowError, as_text, check_spec, fill, names_in, variants
 from .decoding import How, described, listed
 from .turns import Account, as_json, as_messages, as_tools, with_tools
@@ -164,7 +164,7 @@ def _absent(row, form): # A row of another form
 
 def _formed(row, form, told):
     "Messages of a row as its form has them"
-    media = next((o for o in form.media if not blank(row.get(o))), None)
+    media = next((o for o,v in row.items() if o.lower() in MEDIA and not blank(v)), None)
     if media: raise RowError(media, 'holds pictures or sound, and only text can be trained on')
     if form.columns and not any(o in row for o in form.columns): raise _absent(row, form)
     if form.good and str(row.get(form.good)).lower()=='false': raise LeftOut('bad')
