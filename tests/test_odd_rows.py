@@ -74,8 +74,7 @@ def test_a_tool_call_that_is_none(value, why):
     assert (seen.rows, seen.unreadable)==(1, 1) and str(seen.problems[0])==f'rows, row 2, column messages: {why}'
 
 @pytest.mark.parametrize('part', [dict(type='text', value='Hi'), dict(type='text', text='Hi'), dict(type='input_text', text='Hi'), dict(text='Hi'), 'Hi'])
-def test_parts_of_text(part):
-    assert rows([dict(messages=[dict(role='user', content=[part]), HI[1]])]).messages[0]==HI
+def test_parts_of_text(part): assert rows([dict(messages=[dict(role='user', content=[part]), HI[1]])]).messages[0]==HI
 
 def test_a_part_without_text_says_what_it_has():
     seen = read([parts('rows', dict(rows=[dict(messages=HI), dict(messages=[dict(role='user', content=[dict(type='text', body='x')]), HI[1]])]))])
@@ -254,8 +253,7 @@ def test_a_path_names_what_lies_deeper():
     assert texts(seen)==[['Add: 1 2', '3'], ['Twice: 2', '4'], ['Twice: 3', '6']] and seen.notes==[] and seen.at(2)=='rows, row 2'
     assert texts(rows(NESTED, prompt='{instances[0].input}', completion='instances.0.output'))==[['1 2', '3'], ['2', '4']]
 
-def test_an_unknown_form_names_nested_texts():
-    assert 'nested texts are {instances.input}, {instances.output}' in refused(NESTED)
+def test_an_unknown_form_names_nested_texts(): assert 'nested texts are {instances.input}, {instances.output}' in refused(NESTED)
 
 def test_a_path_that_leads_nowhere():
     assert refused(NESTED, asked=Asked('{instances.inptu}', '{instances.output}'))==\
