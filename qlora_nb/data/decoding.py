@@ -57,11 +57,13 @@ def listed(names, most:int=12)->str: # Names; how many are written out
     return ', '.join(shown[:most])+(f' and {more:,} more' if more>0 else '')
 
 # %% ../../nbs/data/decoding.ipynb #735d0b83
+_RENAMED = ('.jsonl', '.ndjson', '.json', '.csv', '.tsv') # Before `.txt`, which mail and browsers add
+
 def kind(path)->str: # e.g. `.jsonl`, also for `rows.jsonl.gz`
     "What decides how a file is read"
-    path = Path(path)
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix=='.gz' else suffix
+    *_,inner,suffix = ['', '', *map(str.lower, Path(path).suffixes)]
+    renamed = suffix=='.txt' and inner in _RENAMED
+    return inner if suffix=='.gz' or renamed else suffix
 
 # %% ../../nbs/data/decoding.ipynb #d6930af8
 _MAGIC = {b'pk\x03\x04': ' is a zip archive (perhaps an Excel sheet): save it as CSV or JSON lines',
@@ -80,7 +82,11 @@ def raw_lines(path:Path): # → (number, bytes)
     packed,number = path.suffix.lower()=='.gz',0
     try:
         with (gzip.open(path) if packed else path.open('rb')) as file:
-            for number,raw in enumerate(file, 1): yield number,(_unmarked(raw, path) if number==1 else raw)
+            begun = False
+            for number,raw in enumerate(file, 1):
+                text = raw if begun else _unmarked(raw, path)
+                begun = begun or not raw.isspace()
+                yield number,text
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise file_error(path, f': the archive is damaged after line {number:,}. Unpack it by hand or download it again') from e
     except OSError as e: raise file_error(path, f' cannot be opened: {e.strerror or e}') from e

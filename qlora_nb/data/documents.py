@@ -67,11 +67,13 @@ def _elements(text, i): # `i`: just after the opening bracket; → (position, va
         value,end = decode(text, i)
         yield i,value
         i = _skip(text, end)
-        if text[i:i+1]==']': return
+        if text[i:i+1]==']': break
         if i>=len(text): raise json.JSONDecodeError('the list is never closed', text, i)
         if text[i]!=',': raise json.JSONDecodeError("expected ',' between rows", text, i)
         i = _skip(text, i+1)
         if text[i:i+1]==']': raise json.JSONDecodeError('comma before the end of the list', text, i)
+    behind = _skip(text, i+1)
+    if behind<len(text): raise json.JSONDecodeError('text behind the end of the list', text, behind)
 
 # %% ../../nbs/data/documents.ipynb #e6a6eb74
 def _lines_of(found, text): # (position, value)s → (line, value)s
@@ -90,7 +92,9 @@ def _as_rows(found): # (line, value)s → (line, row)s
         found = list(found)
         talk = [value for _,value in found]
         if is_talk(talk): found = [(1, talk)]
-    for line,value in found: yield line,as_row(value, '' if isinstance(value, dict) else json.dumps(value)[:200])
+    for line,value in found:
+        raw = '' if isinstance(value, dict) else json.dumps(value)[:200]
+        yield line,as_row(value, raw)
 
 def _array(text, i): return _as_rows(_lines_of(_elements(text, i), text))
 
@@ -130,35 +134,50 @@ def _is_row(found):
     "Whether an object is itself a row of a known form"
     form = detect([found])
     cells = [found.get(o) for o in form.columns]
-    def nested(o): return isinstance(o, (list, dict))
-    if form.name in ('unknown', 'text'): return not any(map(nested, found.values()))
+    def plain(o): return not isinstance(o, (list, dict))
+    if form.name in ('unknown', 'text'): return all(map(plain, found.values()))
     if form.name=='source_target' and len(cells)==1: return True # A translation
-    if len(cells)==1: return is_talk(cells[0]) or _are_exchanges(cells[0])
-    return all(is_talk(o) or not nested(o) for o in cells)
+    if len(cells)==1: return is_talk(cells[0]) or _list_of(cells[0], _is_exchange)
+    return all(is_talk(o) or plain(o) for o in cells)
 
-def _are_exchanges(value): return isinstance(value, list) and bool(value) and all(isinstance(o, dict) and exchange(o) for o in value)
-def _holds_rows(value): return isinstance(value, list) and bool(value) and all(isinstance(o, dict) or is_talk(o) for o in value)
+# %% ../../nbs/data/documents.ipynb #88135aa0
+def _list_of(value, kind): # A list with at least one element, all of a kind
+    return isinstance(value, list) and bool(value) and all(map(kind, value))
+
+def _is_exchange(value): return isinstance(value, dict) and exchange(value) is not None
+def _is_text(value): return isinstance(value, str)
+def _holds_rows(value): return _list_of(value, lambda o: isinstance(o, dict) or is_talk(o))
 
 # %% ../../nbs/data/documents.ipynb #be86d626
 def _by_id(found):
     "Whether an object holds rows under their ids, not columns"
     inner = list(found.values())
-    if not inner or not all(isinstance(o, dict) and o for o in inner): return False
-    return not all(str(key).isdigit() for o in inner for key in o)
+    if not _list_of(inner, lambda o: isinstance(o, dict) and o): return False
+    keys = [str(key) for o in inner for key in o]
+    return not all(map(str.isdigit, keys))
 
 def _numbered(values): return _as_rows(enumerate(values, 1))
 
 # %% ../../nbs/data/documents.ipynb #c7ef9292
 def _split_rows(value): # → function that gives rows, or None
-    if _holds_rows(value): return partial(_numbered, value)
-    if isinstance(value, list) and value and all(isinstance(o, str) for o in value): return partial(_numbered, value)
-    return partial(_numbered, list(value.values())) if isinstance(value, dict) and _by_id(value) else None
+    if _holds_rows(value) or _list_of(value, _is_text): return partial(_numbered, value)
+    if not isinstance(value, dict) or not _by_id(value): return None
+    return partial(_numbered, list(value.values()))
+
+def _by_split(rows): # {key: function that gives rows} → {split: the same}, where two keys may name one split
+    made = {}
+    for key,read in rows.items(): made.setdefault(split_named(key), []).append(read)
+    def joined(reads):
+        rows = (row for read in reads for _,row in read())
+        return enumerate(rows, 1)
+    return {split: partial(joined, reads) for split,reads in made.items()}
 
 def _wrapped(found): # → (key, rows' function) or None
     lists = [k for k,v in found.items() if _holds_rows(v)]
     known = [k for k in lists if k in ROWS_KEYS]
-    one = next((o for o in (known, lists) if len(o)==1), [])
-    return (one[0], partial(_numbered, found[one[0]])) if one else None
+    one = known if len(known)==1 else lists
+    if len(one)!=1: return None
+    return one[0],partial(_numbered, found[one[0]])
 
 # %% ../../nbs/data/documents.ipynb #55df4789
 def object_rows(found:dict, notes:list|None=None)->dict: # → {split: function that gives rows}
@@ -167,27 +186,29 @@ def object_rows(found:dict, notes:list|None=None)->dict: # → {split: function 
     def beside(*keys): # What is not read
         more = [k for k in found if k not in keys]
         if more: notes.append(f'rows are read from {listed(keys)}; not used: {listed(more)}')
-    if _is_row(found): return dict(train=partial(iter, [(1, found)]))
-    splits = {k: _split_rows(v) for k,v in found.items() if split_named(k)}
-    splits = {k: rows for k,rows in splits.items() if rows}
-    if splits:
+    if _is_row(found): return dict(train=partial(_numbered, [found]))
+    named = {k: _split_rows(v) for k,v in found.items() if split_named(k)}
+    if splits := {k: rows for k,rows in named.items() if rows}:
         beside(*splits)
-        return {split_named(k): rows for k,rows in splits.items()}
+        return _by_split(splits)
     if wrapped := _wrapped(found):
         beside(wrapped[0])
         return dict(train=wrapped[1])
     if _by_id(found) and len(found)>1: return dict(train=partial(_numbered, list(found.values())))
-    inner = [k for k,v in found.items() if isinstance(v, dict) and any(map(_holds_rows, v.values()))]
+    def wraps(value): return isinstance(value, dict) and any(map(_holds_rows, value.values()))
+    inner = [k for k,v in found.items() if wraps(v)]
     if len(inner)==1:
         beside(inner[0])
         return object_rows(found[inner[0]], notes)
     table = column_rows(found)
-    return dict(train=partial(iter, [(1, found)] if table is None else table))
+    if table is not None: return dict(train=partial(iter, table))
+    return dict(train=partial(_numbered, [found]))
 
 # %% ../../nbs/data/documents.ipynb #97cec079
 def _lines_in(path, notes, named): # `named`: the suffix says JSON lines
     "Whether a file holds JSON lines"
-    full = (text for _,text in text_lines(path, notes) if isinstance(text, Unreadable) or not text.isspace())
+    def is_full(text): return isinstance(text, Unreadable) or not text.isspace()
+    full = (text for _,text in text_lines(path, notes) if is_full(text))
     first,second = next(full, None),next(full, None)
     if first is None or isinstance(first, Unreadable): return named
     begin = first.strip()
@@ -205,7 +226,8 @@ def _document(path, notes): # → {split: function that gives rows}
     if text[start:start+1]=='[': return dict(train=partial(_array, text, start+1)),'line'
     found = list(_values(text))
     value = found[0][1]
-    if len(found)>1: return dict(train=lambda: _as_rows(_lines_of(found, text))),'line'
+    def several(): return _as_rows(_lines_of(found, text))
+    if len(found)>1: return dict(train=several),'line'
     if not isinstance(value, dict): raise file_error(path, f': expected a list of rows, got {described(value)}')
     return object_rows(value, notes),'row'
 
@@ -218,10 +240,13 @@ def json_parts(path:Path, named:bool=False)->list[Part]: # Whether its suffix sa
         try: return make()
         except json.JSONDecodeError as e: raise _syntax(path, e) from e
         except RecursionError as e: raise file_error(path, ' is nested too deeply') from e
-        except (QLoRAError, Twice) as e: raise e if str(e).startswith(path.name) else file_error(path, f': {e}') from e
+        except (QLoRAError, Twice) as e:
+            if str(e).startswith(path.name): raise
+            raise file_error(path, f': {e}') from e
     def rows(make):
         found = checked(make)
-        while (row := checked(lambda: next(found, None))) is not None: yield row
+        take = partial(next, found, None)
+        while (row := checked(take)) is not None: yield row
     splits,unit = checked(lambda: _document(path, notes))
     notes[:] = [o if o.startswith(path.name) else f'{path.name}: {o}' for o in notes]
     return [Part(path.name, partial(rows, make), split, unit=unit, notes=notes) for split,make in splits.items()]

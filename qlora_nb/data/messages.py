@@ -9,25 +9,30 @@ __all__ = ['Asked', 'LeftOut', 'all_messages', 'to_messages']
 import re
 from dataclasses import dataclass
 from ..errors import QLoRAError
-from .forms import Form, blank, turns_in
+from .forms import CHATS, MEDIA, Form, blank, turns_in
 from .mapping import RowError, as_text, check_spec, fill, names_in, variants
 from .decoding import How, described, listed
-from .turns import Account, as_json, as_messages, as_tools, with_tools
+from .turns import ROLES, Account, as_json, as_messages, as_tools, with_tools
 
 # %% ../../nbs/data/messages.ipynb #3304594e
+def _is_list(v): return isinstance(v, (list, tuple))
+
+def _one_of(v, column):
+    "The text of a list of one"
+    if not all(isinstance(o, str) for o in v): return as_text(v, column)
+    if len(v)<2: return as_text(*v, column) if v else ''
+    first = f'to take the first, set data.prompt, and {{{column}.0}} as data.completion'
+    raise RowError(column, f'expected one text, got a list of {len(v)}: {first}')
+
 def _answer(v, column, told):
     if isinstance(v, dict) and 'text' in v:
         v = v['text']
-        if isinstance(v, (list, tuple)) and len(v)>1:
+        if _is_list(v) and len(v)>1:
             told.count('several')
             v = v[:1]
-    several = isinstance(v, (list, tuple)) and all(isinstance(o, str) for o in v)
-    if several and len(v)>1:
-        said = f'expected one text, got a list of {len(v)}: to take the first, set data.prompt, and {{{column}.0}} as data.completion'
-        raise RowError(column, said)
-    if several: v = v[0] if v else ''
-    return as_text(v, column)
+    return _one_of(v, column) if _is_list(v) else as_text(v, column)
 
+# %% ../../nbs/data/messages.ipynb #1ffa6b9d
 def _label(v, column, names):
     numbered = isinstance(v, int) and not isinstance(v, bool)
     if not numbered: return as_text(v, column)
@@ -59,7 +64,8 @@ class Asked:
 
     def check(self, form:Form):
         "Refuse names that no column has, and columns that no text can replace"
-        prompt,completion,seen = self.key('prompt'),self.key('completion'),form.columns_seen
+        seen = form.columns_seen
+        prompt,completion = self.key('prompt'),self.key('completion')
         if self.completion and not self.prompt:
             raise QLoRAError(f'{completion} needs {prompt} as well', key=completion, value=self.completion)
         if self.prompt:
@@ -73,9 +79,8 @@ class Asked:
     def named(self, columns)->list: # Columns and paths that the templates read
         "What the templates of one's own read"
         specs = [self.prompt, self.completion or 'completion'] if self.prompt else []
-        names = [o for spec in specs for o in names_in(spec, columns)]
-        templated = self.system and (self.system in columns or '{' in self.system)
-        return [*names, *(names_in(self.system, columns) if templated else [])]
+        if self.system and (self.system in columns or '{' in self.system): specs.append(self.system)
+        return [o for spec in specs for o in names_in(spec, columns)]
 
 # %% ../../nbs/data/messages.ipynb #0b5388cc
 def _message(role, content): return dict(role=role, content=content)
@@ -85,15 +90,17 @@ def _exchange(prompt, answer): return [_message('user', prompt), _message('assis
 def _translation(row, column):
     v = row.get(column)
     if not isinstance(v, dict) or len(v)!=2: raise RowError(column, f'expected two languages, got {described(v)}')
-    (source,text),(target,translated) = v.items()
-    return f'Translate from {source} to {target}.\n\n{as_text(text, source)}',as_text(translated, target)
+    source,target = v
+    text,translated = as_text(v[source], source),as_text(v[target], target)
+    return f'Translate from {source} to {target}.\n\n{text}',translated
 
 def _prompt(row, form, column):
     "The prompt of a row, with the column that is added to it"
     prompt = as_text(row.get(column), column)
     more = as_text(row.get(form.extra), form.extra) if form.extra else ''
-    both = [more, prompt] if form.name=='question_answer' else [prompt, more]
-    prompt = '\n\n'.join(o for o in both if o.strip()) if more.strip() else prompt
+    if more.strip():
+        both = [more, prompt] if form.name=='question_answer' else [prompt, more]
+        prompt = '\n\n'.join(o for o in both if o.strip())
     return form.lead+prompt if prompt else prompt
 
 def _pair(row, form, told): # → (prompt, answer)
@@ -107,13 +114,16 @@ def _pair(row, form, told): # → (prompt, answer)
 # %% ../../nbs/data/messages.ipynb #2f3a14c9
 def _history(row, form):
     "Earlier turns of a row"
-    v = row.get(form.history) if form.history else None
-    if isinstance(v, str) and v.strip(): v = as_json(v, form.history, 'the list of earlier turns')
+    column = form.history
+    v = row.get(column)
     if blank(v) or not str(v).strip(): return []
-    if turns_in(v): return as_messages(v, form.history)
-    good = isinstance(v, (list, tuple)) and all(isinstance(o, (list, tuple)) and len(o)==2 for o in v)
-    if not good: raise RowError(form.history, f'expected a list of pairs of texts, got {described(v)}')
-    return [m for pair in v for m in _exchange(*(as_text(o, form.history) for o in pair))]
+    v = as_json(v, column, 'the list of earlier turns')
+    if turns_in(v): return as_messages(v, column)
+    good = _is_list(v) and all(_is_list(o) and len(o)==2 for o in v)
+    if not good: raise RowError(column, f'expected a list of pairs of texts, got {described(v)}')
+    found = []
+    for asked,said in v: found += _exchange(as_text(asked, column), as_text(said, column))
+    return found
 
 def _given(ms): # What an answer of the row replies to is not trained
     return [dict(m, train=False) if m['role']=='assistant' else m for m in ms]
@@ -125,8 +135,9 @@ def _said(v, role, column, told):
 
 def _sides(row, form, told):
     first,second = form.columns
-    asked = _given(_said(row.get(first), 'user', first, told))
-    return [*asked, *_said(row.get(second), 'assistant', second, told)]
+    asked = _said(row.get(first), 'user', first, told)
+    answer = _said(row.get(second), 'assistant', second, told)
+    return _given(asked)+answer
 
 # %% ../../nbs/data/messages.ipynb #5ecf1e62
 _HH = re.compile(r'(?:^|\n\n)(Human|Assistant): ?')
@@ -136,51 +147,59 @@ def _side(v, column, told):
     if isinstance(v, dict): v = [v]
     if turns_in(v): return as_messages(v, column, told=told)
     text = as_text(v, column)
-    pieces = _HH.split(text.strip('\n'))
-    if len(pieces)<5 or pieces[0]: return [_message('assistant', text)]
-    who = dict(Human='user', Assistant='assistant')
-    return [_message(who[role], said.strip()) for role,said in zip(pieces[1::2], pieces[2::2])]
+    before,*pieces = _HH.split(text.strip('\n'))
+    if len(pieces)<4 or before: return [_message('assistant', text)]
+    spoken = zip(pieces[::2], pieces[1::2])
+    return [_message(ROLES[who.lower()], said.strip()) for who,said in spoken]
+
+def _whole(chosen, row):
+    "A conversation that holds its prompt: what both sides have in common"
+    other = _side(row.get('rejected', ''), 'rejected', Account())
+    differ = (n for n,(a,b) in enumerate(zip(chosen, other)) if a!=b)
+    same = next(differ, len(chosen)-1)
+    return _given(chosen[:same])+chosen[same:]
 
 def _preferred(row, form, told):
     "A preference row: the conversation with the chosen answer"
     column = form.columns[-1]
     chosen = _side(row.get(column), column, told)
-    if chosen[0]['role']!='assistant': # The whole conversation
-        other = _side(row.get('rejected', ''), 'rejected', Account())
-        same = next((n for n,(a,b) in enumerate(zip(chosen, other)) if a!=b), len(chosen)-1)
-        return [*_given(chosen[:same]), *chosen[same:]]
+    if chosen and chosen[0]['role']!='assistant': return _whole(chosen, row)
     if len(form.columns)==1: raise RowError(column, 'the answer has no prompt: neither a column nor the conversation holds one')
     first = form.columns[0]
     given = row.get(first)
-    asked = as_messages(given, first, told=told) if turns_in(given) else [_message('user', _prompt(row, form, first))]
-    return [*_given([*_history(row, form), *asked]), *chosen]
+    if turns_in(given): asked = as_messages(given, first, told=told)
+    else: asked = [_message('user', _prompt(row, form, first))]
+    return _given(_history(row, form)+asked)+chosen
 
 # %% ../../nbs/data/messages.ipynb #82e84546
 class LeftOut(Exception): "A row that says itself that it must not be trained"
 
 def _absent(row, form): # A row of another form
-    wanted = f'expected the columns {listed(form.columns)}' if len(form.columns)>1 else f'expected the column {form.columns[0]}'
-    return RowError('', f'{wanted}; the row has {listed(row)}')
+    many = 's'*(len(form.columns)>1)
+    return RowError('', f'expected the column{many} {listed(form.columns)}; the row has {listed(row)}')
 
 def _formed(row, form, told):
     "Messages of a row as its form has them"
-    media = next((o for o in form.media if not blank(row.get(o))), None)
-    if media: raise RowError(media, 'holds pictures or sound, and only text can be trained on')
+    media = [o for o,v in row.items() if str(o).lower() in MEDIA and not blank(v)]
+    if media: raise RowError(media[0], 'holds pictures or sound, and only text can be trained on')
     if form.columns and not any(o in row for o in form.columns): raise _absent(row, form)
     if form.good and str(row.get(form.good)).lower()=='false': raise LeftOut('bad')
     first = form.columns[0]
+    given = row.get(first)
     if form.name=='preference': return _preferred(row, form, told)
-    if form.name in ('messages', 'sharegpt'): return as_messages(row.get(first), first, form.who, told)
-    if form.name=='text': return [_message('text', as_text(row.get(first), first))]
-    if turns_in(row.get(first)): return _sides(row, form, told)
-    return [*_history(row, form), *_exchange(*_pair(row, form, told))]
+    if form.name in CHATS: return as_messages(given, first, form.who, told)
+    if form.name=='text': return [_message('text', as_text(given, first))]
+    if turns_in(given): return _sides(row, form, told)
+    prompt,answer = _pair(row, form, told)
+    return _history(row, form)+_exchange(prompt, answer)
 
 # %% ../../nbs/data/messages.ipynb #b09a5e84
 def _system(row, form, asked):
     "The system message for a conversation that has none"
-    own = as_text(row.get(form.system), form.system) if form.system and not asked.prompt else ''
-    if own.strip() or not asked.system: return own
-    return fill(asked.system, row) if asked.system in row or '{' in asked.system else asked.system
+    own,text = '',asked.system
+    if form.system and not asked.prompt: own = as_text(row.get(form.system), form.system)
+    if own.strip() or not text: return own
+    return fill(text, row) if text in row or '{' in text else text
 
 def _with_system(ms, row, form, asked):
     plain = not ms or ms[0]['role'] in ('system', 'text')
@@ -191,14 +210,15 @@ def _with_system(ms, row, form, asked):
 def _with_tools(ms, row, form, told):
     try: return with_tools(ms, as_tools(row.get('tools', '')))
     except RowError:
-        if form.name in ('messages', 'sharegpt', 'preference'): raise
+        if form.name in (*CHATS, 'preference'): raise
         told.count('tools')
         return ms
 
 def _asks_nothing(ms):
     "Whether an answer follows an empty prompt"
-    def says(role): return [bool((m['content'] or '').strip()) for m in ms if m['role']==role]
-    return any(says('assistant')) and says('user') and not any(says('user'))
+    said = dict(user=[], assistant=[])
+    for m in ms: said.get(m['role'], []).append((m['content'] or '').strip())
+    return any(said['assistant']) and bool(said['user']) and not any(said['user'])
 
 # %% ../../nbs/data/messages.ipynb #5ce969c9
 def all_messages(
@@ -210,10 +230,14 @@ def all_messages(
     told = told or Account()
     def finished(ms, row):
         if _asks_nothing(ms): told.count('blank')
-        return _with_tools(_with_system(ms, row, form, asked), row, form, told)
+        ms = _with_system(ms, row, form, asked)
+        return _with_tools(ms, row, form, told)
     if not asked.prompt: return [finished(_formed(row, form, told), row)]
-    each,completion = variants(row, asked.named(row)),asked.completion or 'completion'
-    return [finished(_exchange(fill(asked.prompt, o), fill(completion, o)), o) for o in each]
+    made,completion = [],asked.completion or 'completion'
+    for each in variants(row, asked.named(row)):
+        prompt,answer = fill(asked.prompt, each),fill(completion, each)
+        made.append(finished(_exchange(prompt, answer), each))
+    return made
 
 def to_messages(row:dict, form:Form, asked:Asked=Asked())->list: # As in `all_messages`
     "Messages of a row; for plain text one message of role `text`; raises RowError"

@@ -16,7 +16,7 @@ from ..errors import QLoRAError, nearest
 from ..render import Shown, html_notes, html_table, text_table
 from .forms import Form, Shapes
 from .messages import Asked, LeftOut, RowError, all_messages
-from .decoding import How, Unreadable, listed
+from .decoding import How, Unreadable, kind, listed
 from .sources import choose, parts
 from .turns import Account
 from .writing import RowProblem, Writer, mapped, new_folder
@@ -124,16 +124,24 @@ def _account(every, told, asked, group): # → notes
     return notes
 
 # %% ../../nbs/data/rows.ipynb #c904a9f3
+_NO_HEADER = '. If the first line is a row, set data.header to none'
+
+def _check(part, form, asked, alone):
+    "What the config names must be there; the error names the part where there are several"
+    try: asked.check(form)
+    except QLoRAError as e:
+        problem = e.errors[0]
+        where = '' if alone else f'{part.name}: '
+        table = kind(part.name) in ('.csv', '.tsv') and problem.message==form.unknown and asked.how.header
+        message = f'{where}{problem.message}{_NO_HEADER if table else ""}'
+        raise QLoRAError(message, key=problem.key, value=problem.value, suggestion=problem.suggestion) from e
+
 def _checked(part, asked, group, strict, alone):
     "The forms of a part, after the config's columns were looked for in it"
     shapes = _shapes_of(part)
     form = shapes.main
     if not form.columns_seen: return shapes
-    try: strict and asked.check(form)
-    except QLoRAError as e:
-        if alone: raise
-        problem = e.errors[0]
-        raise QLoRAError(f'{part.name}: {problem.message}', key=problem.key, value=problem.value, suggestion=problem.suggestion) from e
+    if strict: _check(part, form, asked, alone)
     if not group or group in form.columns_seen: return shapes
     said = f'{part.name} has no column {group!r}; the columns are {listed(form.columns_seen)}.'
     raise QLoRAError(said, key='data.group', value=group, suggestion=nearest(group, form.columns_seen))
@@ -241,7 +249,7 @@ def _first_messages(part, shapes, asked):
 def _peeked(source, part, asked):
     shapes = _shapes_of(part)
     form = shapes.main
-    if form.columns_seen: asked.check(form)
+    if form.columns_seen: _check(part, form, asked, True)
     first = next(_first_messages(part, shapes, asked), None)
     if first is None: return f'{source}: none of the first rows can be read. Run %qlora_data to see why'
     told = ' → '.join(map(_beginning, first[-2:]))
