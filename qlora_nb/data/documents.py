@@ -145,6 +145,8 @@ def _list_of(value, kind): # A list with at least one element, all of a kind
     return isinstance(value, list) and bool(value) and all(map(kind, value))
 
 def _is_exchange(value): return isinstance(value, dict) and exchange(value) is not None
+
+# %% ../../nbs/data/documents.ipynb #6f62a79d
 def _is_text(value): return isinstance(value, str)
 def _holds_rows(value): return _list_of(value, lambda o: isinstance(o, dict) or is_talk(o))
 
