@@ -93,6 +93,18 @@ def test_form(path):
     assert len(asked(nb))>=3 and '## Recap' in ''.join(c.source for c in nb.cells) and nb.cells[-1].source=='claims()'
     assert {ast.literal_eval(c.args[0]) for cell in code(nb) for c in calls(cell, 'check')[0]}==set(asked(nb))
 
+BLOCKED = 'import sys\nfor name in ("torch", "bitsandbytes", "transformers", "peft", "trl", "accelerate"): sys.modules[name] = None'
+
+@pytest.mark.parametrize('path', LESSONS[1:5], ids=lambda p: p.stem)
+def test_lessons_about_numbers_run_without_torch(path, tmp_path):
+    "The few cells that need it say so in one line"
+    nb = nbformat.read(path, 4)
+    nb.cells.insert(0, added(BLOCKED))
+    NotebookClient(nb, timeout=600, kernel_name='python3', allow_errors=True, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    errors = [o for c in code(nb) for o in c.outputs if o.output_type=='error']
+    assert len(errors)<=5 and all(o.ename=='QLoRAError' and 'which is not installed here' in o.evalue for o in errors)
+    assert sum(outputs(c).count('✓') for c in code(nb))>=10
+
 @lesson
 def test_a_lesson_is_saved_without_its_answers(path):
     nb = nbformat.read(path, 4)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'todo', 'claim', 'Claims', 'claims', 'predict', 'reveal', 'Exercise', 'new_exercise', 'exercises',
-           'exercise', 'verdict', 'check', 'attempt', 'rehearse', 'quietly', 'use_gpu']
+           'exercise', 'verdict', 'check', 'attempt', 'rehearse', 'Missing', 'needs', 'quietly', 'use_gpu']
 
 # %% ../../nbs/teach/lesson.ipynb #4526b2f4
 import logging, math, os
@@ -204,13 +204,30 @@ def rehearse(*names:str)->list: # Exercise and property, for each mistake
             found.append((name, prop))
     return found
 
+# %% ../../nbs/teach/lesson.ipynb #05b43606
+class Missing:
+    "Stands for a library that is not installed: whoever asks it for something is told what to install"
+    def __init__(self, package): self._package = package
+    def __getattr__(self, name):
+        if name.startswith('_'): raise AttributeError(name)
+        needs(self)
+
+def needs(
+    library # From `quietly`
+)->None: # Raises QLoRAError where it is missing
+    "Begin a cell that goes on with what a library gave"
+    if not isinstance(library, Missing): return
+    package = library._package
+    raise QLoRAError(f'this cell needs {package}, which is not installed here: run %pip install {package}. Cells without it run all the same')
+
 # %% ../../nbs/teach/lesson.ipynb #dfe7866c
-def quietly(name:str): # The module
+def quietly(name:str): # The module, or a `Missing` one
     "Import a library without what it says about itself"
     log = logging.getLogger('bitsandbytes.backends.cpu.ops')
     level = log.level
     log.setLevel(logging.ERROR)
     try: return import_module(name)
+    except ImportError: return Missing(name.split('.')[0])
     finally: log.setLevel(level)
 
 # %% ../../nbs/teach/lesson.ipynb #afdbeae8
