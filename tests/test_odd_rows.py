@@ -392,6 +392,11 @@ LOST = { # file → (content, rows that are read, the line of the first problem)
         "picture_parts.jsonl, line 2, column messages: a message contains 'image_url', but only text can be trained on"),
     'late_pictures.jsonl': (jsonl([dict(messages=HI, images=[])]*120+[dict(messages=HI, images=['a.png'])]), 120, 'late_pictures.jsonl, line 121, column images: holds pictures or sound, and only text can be trained on'),
     'late_form.jsonl': (jsonl(PQ*50+[dict(x='1', y='2')]), 150, 'late_form.jsonl, line 151: expected the columns prompt, completion; the row has x, y'),
+    'null_turn.jsonl': (jsonl([dict(messages=HI), dict(messages=[None])]), 1, "null_turn.jsonl, line 2, column messages: expected messages with 'role' and 'content', got null in the list"),
+    'uneven.jsonl': (jsonl([dict(messages=HI), dict(messages=dict(role=['user', 'assistant'], content=['Hi']))]), 1, 'uneven.jsonl, line 2, column messages: expected a list of messages, got an object'),
+    'half.jsonl': (jsonl([dict(messages=HI)])+b'{"messages": [{"role": "user", "content": "Hi", "name": "\\ud83d"}]}', 1,
+        'half.jsonl, line 2, column messages: contains half a character (a lone surrogate): the file was truncated or converted incorrectly'),
+    'two_languages.jsonl': (jsonl([dict(translation=dict(de='a', en='b')), dict(translation=[dict(role='user', content='x')])]), 1, 'two_languages.jsonl, line 2, column translation: expected two languages, got a list'),
     'tools.jsonl': (jsonl([dict(messages=HI), dict(messages=HI, tools='search')]), 1, "tools.jsonl, line 2, column tools: the list of tools is no JSON: 'search'")}
 
 @pytest.mark.parametrize('name', LOST)

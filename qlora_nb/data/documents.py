@@ -145,9 +145,6 @@ def _list_of(value, kind): # A list with at least one element, all of a kind
     return isinstance(value, list) and bool(value) and all(map(kind, value))
 
 def _is_exchange(value): return isinstance(value, dict) and exchange(value) is not None
-
-# %% ../../nbs/data/documents.ipynb #6f62a79d
-def _is_text(value): return isinstance(value, str)
 def _holds_rows(value): return _list_of(value, lambda o: isinstance(o, dict) or is_talk(o))
 
 # %% ../../nbs/data/documents.ipynb #be86d626
@@ -162,7 +159,7 @@ def _numbered(values): return _as_rows(enumerate(values, 1))
 
 # %% ../../nbs/data/documents.ipynb #c7ef9292
 def _split_rows(value): # → function that gives rows, or None
-    if _holds_rows(value) or _list_of(value, _is_text): return partial(_numbered, value)
+    if _holds_rows(value) or _list_of(value, lambda o: isinstance(o, str)): return partial(_numbered, value)
     if not isinstance(value, dict) or not _by_id(value): return None
     return partial(_numbered, list(value.values()))
 

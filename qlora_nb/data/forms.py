@@ -108,7 +108,8 @@ def blank(value)->bool: # Also NaN
 def rowwise(value): # → the same as a list of dicts, where it is a dict of lists
     "`datasets` gives some lists of dicts as a dict of lists"
     if not isinstance(value, dict) or not value: return value
-    if not all(isinstance(o, list) for o in value.values()): return value
+    lists = [o for o in value.values() if isinstance(o, list)]
+    if len(lists)<len(value) or len({*map(len, lists)})>1: return value
     return [dict(zip(value, row)) for row in zip(*value.values())]
 
 def turns_in(value): # → list of dicts, or None
@@ -116,7 +117,7 @@ def turns_in(value): # → list of dicts, or None
     value = rowwise(value)
     if isinstance(value, str) and value.lstrip()[:1]=='[':
         try: value = json.loads(value)
-        except ValueError: return None
+        except (ValueError, RecursionError): return None
     if hasattr(value, 'tolist'): value = value.tolist()
     listed = isinstance(value, (list, tuple)) and value and all(isinstance(o, dict) for o in value)
     return value if listed else None

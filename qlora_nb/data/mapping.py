@@ -57,7 +57,7 @@ def check_spec(
     def unnumbered(name): return '.'.join(o for o in _steps(name) if not o.isdigit())
     def known(name): return name in columns or unnumbered(name) in (*columns, *paths)
     def no_column(name, where=''):
-        near = nearest(name, [*columns, *paths])
+        near = nearest(name, [o for o in (*columns, *paths) if len(o)<=60])
         return QLoRAError(f'no column {name!r}{where}; {have}', key=key, value=spec, suggestion=near)
     if spec in columns: return spec
     try: names = [name for _,name,_ in _pieces(spec) if name is not None]

@@ -189,7 +189,7 @@ def _formed(row, form, told):
     if form.name=='preference': return _preferred(row, form, told)
     if form.name in CHATS: return as_messages(given, first, form.who, told)
     if form.name=='text': return [_message('text', as_text(given, first))]
-    if turns_in(given): return _sides(row, form, told)
+    if turns_in(given) and len(form.columns)>1: return _sides(row, form, told)
     prompt,answer = _pair(row, form, told)
     return _history(row, form)+_exchange(prompt, answer)
 

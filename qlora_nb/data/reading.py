@@ -140,9 +140,9 @@ def _is_json(path):
     "Whether a text file holds JSON objects"
     _,first,_ = _first_line(path, [])
     if first[:1] not in '[{': return False
-    try: next(iter(json_parts(path, True)[0].rows()))
+    try: _,row = next(iter(json_parts(path, True)[0].rows()), (1, None))
     except QLoRAError: return False
-    return isinstance(next(iter(json_parts(path, True)[0].rows()))[1], dict)
+    return isinstance(row, dict)
 
 def text_parts(path:Path, how:How=How())->list[Part]:
     "The parts of a file of text, a table or JSON"

@@ -189,7 +189,7 @@ def _read_part(part, n, source, shapes, how, writer):
             continue
         if isinstance(found, Unreadable): writer.problem(RowProblem(part.name, line, found, part.unit))
         else:
-            key = str(row.get(group)) if group else ''
+            key = str(row.get(group)).encode(errors='replace').decode() if group else ''
             for ms in found: writer.add(messages=json.dumps(ms, ensure_ascii=False), part=n, line=line, group=key, source=source)
 
 # %% ../../nbs/data/rows.ipynb #4f8d239d

@@ -68,15 +68,21 @@ def as_json(v, column:str, what:str): # A cell; its column, and what it should b
     "A value that may be JSON text"
     if not isinstance(v, str): return v
     try: return json.loads(v)
-    except ValueError: raise RowError(column, f'{what} is no JSON: {v[:60]!r}') from None
+    except (ValueError, RecursionError): raise RowError(column, f'{what} is no JSON: {v[:60]!r}') from None
+
+def _sound(v, column):
+    "A value in which every text can be written"
+    as_text(json.dumps(v, ensure_ascii=False, default=str), column)
+    return v
 
 def _arguments(v):
     "Arguments as an object, where they are JSON text of one"
     if not isinstance(v, str): return v
     try: found = json.loads(v)
-    except ValueError: return v
+    except (ValueError, RecursionError): return v
     return found if isinstance(found, dict) else v
 
+# %% ../../nbs/data/turns.ipynb #89f92b24
 def _call(v, column):
     inner = v.get('function', v) if isinstance(v, dict) else None
     if not isinstance(inner, dict): raise RowError(column, f'expected a tool call, got {described(v)}')
@@ -90,7 +96,8 @@ def _call(v, column):
 def _calls(v, column): # → list of calls, maybe empty
     found = as_json(v, column, 'a tool call')
     if found in (None, ''): return []
-    return [_call(o, column) for o in (found if isinstance(found, (list, tuple)) else [found])]
+    calls = found if isinstance(found, (list, tuple)) else [found]
+    return _sound([_call(o, column) for o in calls], column)
 
 # %% ../../nbs/data/turns.ipynb #31ee3962
 def as_tools(v, column:str='tools')->list: # A cell; raises RowError
@@ -99,7 +106,7 @@ def as_tools(v, column:str='tools')->list: # A cell; raises RowError
     found = [found] if isinstance(found, dict) else found
     if hasattr(found, 'tolist'): found = found.tolist()
     if not isinstance(found, (list, tuple)): raise RowError(column, f'expected a list of tools, got {described(found)}')
-    return list(found)
+    return _sound(list(found), column)
 
 def with_tools(ms:list, tools:list)->list: # Messages; from `as_tools`
     "Messages with the tools of their row"
@@ -124,7 +131,7 @@ def _is_trained(turn, told):
 
 def _extras(turn, column, told):
     "What a message has beside its role and its content"
-    found = {o: turn[o] for o in _KEPT if turn.get(o)}
+    found = _sound({o: turn[o] for o in _KEPT if turn.get(o)}, column)
     thought = next((turn[o] for o in _THOUGHTS if turn.get(o)), None)
     if thought: found['reasoning_content'] = _content(thought, column)
     calls = _calls(turn.get('tool_calls'), column) or _calls(turn.get('function_call'), column)
@@ -167,13 +174,13 @@ def as_messages(
     if v in (None, '') or (isinstance(v, (list, tuple)) and not v): return []
     if isinstance(v, str):
         try: v = json.loads(v)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             said = f'expected a list of messages, got text that is not JSON ({e})'
             raise RowError(column, said) from None
     if hasattr(v, 'tolist'): v = v.tolist()
     if not isinstance(v, (list, tuple)): raise RowError(column, f'expected a list of messages, got {described(v)}')
-    bad = next((o for o in v if not isinstance(o, dict)), None)
+    bad = [o for o in v if not isinstance(o, dict)]
     wanted = f'messages with {who[0]!r} and {who[1]!r}'
-    if bad is not None: raise RowError(column, f'expected {wanted}, got {described(bad)} in the list')
+    if bad: raise RowError(column, f'expected {wanted}, got {described(bad[0])} in the list')
     told = told or Account()
     return [m for i,turn in enumerate(v) for m in _turn(turn, i, who, column, told)]

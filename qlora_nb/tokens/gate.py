@@ -178,8 +178,8 @@ def _check_lost(rows, config):
 
 # %% ../../nbs/tokens/gate.ipynb #a7954e2c
 def _gate(data, config):
-    for rows in data.sets: _check_lost(rows, config)
     if not data.train.ended: raise _never_stops(data.train)
+    for rows in data.sets: _check_lost(rows, config)
     if data.validation: _overlap(data, config)
     return data
 
