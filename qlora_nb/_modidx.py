@@ -1925,6 +1925,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'qlora_nb.tokens.encoding.Finding.said': ( 'tokens/encoding.html#finding.said',
                                                                                      'qlora_nb/tokens/encoding.py'),
                                           'qlora_nb.tokens.encoding.Rules': ('tokens/encoding.html#rules', 'qlora_nb/tokens/encoding.py'),
+                                          'qlora_nb.tokens.encoding.Rules.marked': ( 'tokens/encoding.html#rules.marked',
+                                                                                     'qlora_nb/tokens/encoding.py'),
                                           'qlora_nb.tokens.encoding.Rules.pieces': ( 'tokens/encoding.html#rules.pieces',
                                                                                      'qlora_nb/tokens/encoding.py'),
                                           'qlora_nb.tokens.encoding.Rules.tidy': ( 'tokens/encoding.html#rules.tidy',

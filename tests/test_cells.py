@@ -34,7 +34,7 @@ def test_a_comment_that_cuts_a_prompt_is_named():
 
 def test_a_share_under_validation_is_a_share():
     c = parse('model: demo\ndata: {train: demo, validation: 0.1}\n')
-    assert c.data.validation_size==.1 and c.data.validation is None and any('is now called data.validation_size' in n for n in c.notes)
+    assert c.data.validation_size==.1 and c.data.validation is None and any('data.validation: 0.1 is a share' in n for n in c.notes)
     assert parse('model: demo\ndata: {train: demo, val: 20}\n').data.validation_size==20
 
 def test_the_batch_size_of_training_is_meant():

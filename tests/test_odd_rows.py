@@ -41,6 +41,11 @@ def test_a_message_that_says_so_is_not_trained(key, value):
     assert seen.messages[0]==[HI[0], dict(role='assistant', content='Yo', train=False), *HI]
     assert seen.notes==['messages not trained because of their weight, loss or train key: 1 (first: rows, row 1)']
 
+def test_rows_that_are_marked_as_not_to_be_trained_are_not_lost_ones():
+    made = [dict(messages=[HI[0], HI[1] | dict(weight=i%2)]) for i in range(10)]
+    data = prepared(made)
+    assert len(data.train)==5 and [(k, f.rows) for k,f in data.train.findings.items()]==[('marked', 5), ('duplicate', 4)]
+
 def test_a_weight_between_is_named():
     seen = rows([dict(messages=[HI[0], HI[1] | dict(weight=.5)])])
     assert seen.messages[0]==HI and seen.notes==['messages whose weight is neither 0 nor 1, which is not used: 1 (first: rows, row 1)']

@@ -146,7 +146,9 @@ def _take_value(cell, key, node, path):
     elif isinstance(value, yaml.Node): cell.refuse(f'must be {allowed(now)}, got {_NESTED[type(value)]}', path, key)
     elif now in cell.given: cell.refuse(_twice(cell.given[now].line, line, split_key(now)[1]), path, key)
     else:
-        if now!=path: cell.notes.append(f'line {line}: {path} is now called {now}')
+        said = f'{path} is now called {now}'
+        if path=='data.validation': said = f'{path}: {value} is a share or a number of rows, so it is read as {now}'
+        if now!=path: cell.notes.append(f'line {line}: {said}')
         if now in _TEXTS and (cut := _comment(cell.text, node)):
             cell.notes.append(f'line {line}: {cut!r} is a comment and no part of {now}: quote the whole text to keep it')
         _give(cell, now, carried(name, value), key)

@@ -26,6 +26,7 @@ _SAID = '''
 unreadable: that cannot be read: left out
 not_utf8: among them not encoded as UTF-8
 empty: without an answer to train on: left out
+marked: whose answers are all marked as not to be trained: left out
 refused: refused by the chat template: left out
 masked: whose prompt alone fills max_length {cap}: left out
 dropped: longer than max_length {cap}: left out
@@ -83,6 +84,10 @@ class Rules:
         answers = trained(ms, self.roles)
         kept = ms[:answers[-1]+1] if answers else []
         return kept,0<len(kept)<len(ms)
+
+    def marked(self, ms:list)->bool:
+        "Whether messages that would be trained say themselves that they are not to be"
+        return any(m.get('train') is False and m['role'] in self.roles for m in ms)
 
     def pieces(self, ids:list, labels:list)->tuple: # One encoded row → (what happened or None, its pieces)
         "A row cut to length"
@@ -167,7 +172,7 @@ class _Pass:
             ms = json.loads(text)
             kept,cut = self.rules.tidy(ms)
             if kept: given[i] = kept
-            else: self.count('empty', i, ' '.join(map(says, ms)))
+            else: self.count('marked' if self.rules.marked(ms) else 'empty', i, ' '.join(map(says, ms)))
             if cut: self.count('trailing', i, says(kept[-1]))
         encoded = self.encoder.all(list(given.values()))
         out = {name: [] for name in COLUMNS}

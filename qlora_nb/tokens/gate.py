@@ -164,7 +164,8 @@ def _overlap(data, config):
     raise QLoRAError(said, key='data.validation', value=held.source)
 
 # %% ../../nbs/tokens/gate.ipynb #bf166cdd
-_LOST = [what for what,said in SAID.items() if said.endswith(': left out') and what!='dropped'] # `drop` was asked for
+_ASKED = ('dropped', 'marked') # What the config, or the rows themselves, asked for
+_LOST = [what for what,said in SAID.items() if said.endswith(': left out') and what not in _ASKED]
 
 def _check_lost(rows, config):
     "Refuse a set of which too many rows are lost"
