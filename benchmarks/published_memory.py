@@ -47,7 +47,7 @@ def visible(row):
 
 def measured(row): # → bytes; None where the row states no number
     "The measured peak"
-    return None if row.get('value') is None else round(row['value']*UNITS[row['unit']])
+    return round(row['value']*UNITS[row['unit']]) if row.get('value') is not None and row['unit'] in UNITS else None
 
 def dtype_of(row):
     said = row.get('compute_dtype') or 'float16'
@@ -110,6 +110,7 @@ def verdict(row, predicted): # → `fits`, `no`, or '' where the GPU is not know
 
 def skip(row): # → the reason, or ''
     if (row.get('n_gpus') or 1)>1: return f"ran on {row['n_gpus']} GPUs"
+    if row.get('value') is not None and row['unit'] not in UNITS: return f"unknown unit {row['unit']!r}, not one of {', '.join(UNITS)}"
     return ''
 
 def judge(row, engine):

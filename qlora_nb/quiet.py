@@ -8,6 +8,8 @@ __all__ = ['NOISE', 'LOGGERS', 'quiet']
 # %% ../nbs/quiet.ipynb #011fed7a
 import contextlib, logging, warnings
 
+from .errors import installed
+
 # %% ../nbs/quiet.ipynb #964f1501
 NOISE = ('MatMul8bitLt: inputs will be cast', 'Paged optimizers are not supported on CPU', 'Merge lora module to 4-bit linear',
     'is deprecated and will be removed in v6')
@@ -16,8 +18,8 @@ LOGGERS = ('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'transformers', 'trl
 # %% ../nbs/quiet.ipynb #cbaf6638
 @contextlib.contextmanager
 def _no_bars():
-    import datasets
-    from transformers.utils import logging as bars
+    datasets = installed('datasets', 'this')
+    bars = installed('transformers.utils.logging', 'this')
     shown = not datasets.are_progress_bars_disabled(),bars.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     bars.disable_progress_bar()

@@ -1,5 +1,5 @@
 "What people write into a config cell, what a notebook's variables give it, and what a refused cell leaves"
-import pytest
+import pytest, sys
 from qlora_nb import parse, plan
 from qlora_nb.errors import QLoRAError
 from qlora_nb.ui.cli import main
@@ -59,6 +59,15 @@ def test_rows_are_named_without_the_sign():
 @pytest.mark.parametrize('what', [None, 3, b'model: demo'])
 def test_what_is_no_text_is_no_config(what): assert 'a config is the text of a cell' in told(what)
 
+def test_a_package_that_is_missing_is_one_line(ip, monkeypatch):
+    ip.run_cell_magic('qlora_config', '', CELL)
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    with pytest.raises(QLoRAError, match='needs the package datasets, which is not installed here'): ip.run_line_magic('qlora_data', '')
+
+def test_a_variable_inside_a_text_is_named():
+    c = parse('model: demo\ndata: {train: demo, prompt: "$name {prompt}"}\n', namespace=dict(name='x'))
+    assert c.data.prompt=='$name {prompt}' and any('$name inside a text is not replaced' in n for n in c.notes)
+
 def test_a_plan_needs_no_rows(tmp_path, capsys):
     file = tmp_path/'config.yaml'
     file.write_text('model: demo\nlora: {r: 8}\n')
@@ -89,6 +98,9 @@ def test_a_cell_takes_the_variables_of_its_notebook(ip):
     ip.user_ns['steps'] = 7
     ip.run_cell_magic('qlora_config', '-o c', CELL+'training: {max_steps: $steps}\n')
     assert ip.user_ns['c'].training.max_steps==7 and 'variable' in str(ip.user_ns['c'])
+
+def test_a_cell_of_help_alone_is_help(ip, capsys):
+    assert ip.run_cell('%%qlora_config -h\n').success and 'Check a config written in YAML' in capsys.readouterr().out
 
 @pytest.mark.parametrize('magic,line', [('qlora_stop', '--help'), ('qlora_status', '-h'), ('qlora_config', '-h')])
 def test_help_is_help(ip, capsys, magic, line):

@@ -157,7 +157,7 @@ def found(d): return {k: (f.rows, f.where) for k,f in d.train.findings.items()}
 def ready(cfg, rows=LONG, tok=None, **more): return prepare(cfg, tok or tiny.tokenizer(), dict(rows=rows, **more))
 
 @pytest.mark.parametrize('how,kept,what', [('truncate', 4, dict(empty=(1, 'rows, row 6'), masked=(1, 'rows, row 5'), truncated=(1, 'rows, row 4'))),
-    ('drop', 3, dict(empty=(1, 'rows, row 6'), dropped=(2, 'rows, row 4'))), ('split', 6, dict(empty=(1, 'rows, row 6'), split=(2, 'rows, row 4')))])
+    ('drop', 3, dict(empty=(1, 'rows, row 6'), dropped=(2, 'rows, row 4'))), ('split', 6, dict(empty=(1, 'rows, row 6'), split=(2, 'rows, row 4'), pieces=(1, 'rows, row 5')))])
 def test_every_row_is_accounted_for(how, kept, what):
     d = ready(config(60, how))
     assert len(d.train)==kept==len(d.train.messages) and found(d)==what and d.train.rows==6

@@ -3,6 +3,7 @@ import json
 from contextlib import nullcontext
 import pytest, tiny
 from hypothesis import HealthCheck, given, settings, strategies as st
+from qlora_nb.errors import QLoRAError
 from qlora_nb import parse
 from qlora_nb.tokens.encoding import SAID
 from qlora_nb.tokens.gate import prepare
@@ -184,8 +185,8 @@ def folder(empty): return empty
 def test_a_lost_system_text_is_said_in_plain_words():
     tok = tiny.tokenizer("{% for m in messages if m.role!='system' %}{{ m.content+eos_token }}{% endfor %}")
     d = ready(tok, [dict(messages=conversation(1, 'first', 'plain')) for _ in range(2)])
-    assert d.train.notes[0]=='train: 2 rows whose system text is not in the rendered row: this template has no place for it (first: rows, row 1: Rule)'
-    assert 'no place for it' in str(ready(tok, tiny.rows(2), system='Rule')) and 'no place for it' in d._repr_html_()
+    assert d.train.notes[0]=='train: 2 rows whose system text is not in the rendered row: this template leaves it out there (first: rows, row 1: Rule)'
+    assert 'leaves it out there' in str(ready(tok, tiny.rows(2), system='Rule')) and 'leaves it out there' in d._repr_html_()
 
 def test_a_row_none_of_whose_answers_is_there_is_left_out():
     tok = tiny.tokenizer("{% for m in messages %}{% if m.role=='user' or m.content!='Lost' %}{{ m.content+eos_token }}{% endif %}{% endfor %}")
@@ -366,3 +367,31 @@ def test_nothing_is_lost_without_a_word(name, turns, order):
         stretches = [o for o in ''.join('\0' if t==-100 else coder.tok.convert_ids_to_tokens(t) for t in e['labels']).split('\0') if o]
         assert len(stretches)<=len(answers)
         assert sum(map(len, stretches))<=sum(len(says(ms[i]))+120 for i in answers)
+
+def test_a_refusal_of_the_template_names_the_way_out():
+    d = ready(tokenizer('gemma'), [dict(messages=conversation(1, 'first', 'plain')), *tiny.rows(9)])
+    assert 'put the system text into the first user message' in str(d.train.findings['refused'])
+
+def test_no_answer_is_trained_with_the_text_of_another_message():
+    "A template that takes the ends of texts away leaves nothing by which an answer is found"
+    tok = tiny.tokenizer("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content[:5] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    tok.add_special_tokens(dict(additional_special_tokens=['<|im_start|>', '<|im_end|>']))
+    e = Encoder(tok, choose_template(tok)).all([said(('user', 'yes'), ('assistant', 'yes'))])[0]
+    assert learned(tok, e) in ('', 'yes<|im_end|>') and (learned(tok, e) or 'lost' in e['found'])
+
+def test_a_template_that_repeats_the_texts_at_the_end_is_named():
+    tok = tiny.tokenizer("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}"
+        "SUMMARY {{ messages|map(attribute='content')|join(' / ') }}{% endif %}")
+    tok.add_special_tokens(dict(additional_special_tokens=['<|im_start|>', '<|im_end|>']))
+    e = Encoder(tok, choose_template(tok)).all([said(('user', 'who'), ('assistant', 'yes'))])[0]
+    assert 'who' not in learned(tok, e) and 'yes' in learned(tok, e)
+
+@pytest.mark.parametrize('most,empty', [(.29, 29), (.57, 57), (.58, 58)])
+def test_the_share_that_is_advised_is_enough(most, empty):
+    rows = [dict(prompt=f'q{i}', completion='' if i<empty else f'a{i}') for i in range(100)]
+    assert len(ready(tokenizer('chatml'), rows, max_lost=most).train)==100-empty
+    with pytest.raises(QLoRAError, match=f'set data.max_lost to {most}'): ready(tokenizer('chatml'), rows, max_lost=most-.01)
+
+@pytest.mark.parametrize('spec,say', [('Cost {price:.2f}', ':.2f is not applied'), ('{name!r}', '!r is not applied'), ('{name:d}', ':d is not applied')])
+def test_a_format_that_no_text_takes_is_refused(spec, say):
+    with pytest.raises(QLoRAError, match=say): ready(tokenizer('chatml'), [dict(name='n', price=1.5, a='b')]*3, prompt=spec, completion='a')

@@ -151,6 +151,8 @@ def _take_value(cell, key, node, path):
         if now!=path: cell.notes.append(f'line {line}: {said}')
         if now in _TEXTS and (cut := _comment(cell.text, node)):
             cell.notes.append(f'line {line}: {cut!r} is a comment and no part of {now}: quote the whole text to keep it')
+        if now in _TEXTS and (inside := _inside(cell, value)):
+            cell.notes.append(f'line {line}: {inside} inside a text is not replaced: only a whole value takes a variable')
         _give(cell, now, carried(name, value), key)
 
 # %% ../../nbs/config/cell.ipynb #25491d28
@@ -170,6 +172,10 @@ def _comment(text, node):
 
 # %% ../../nbs/config/cell.ipynb #978819d3
 _VARIABLE = re.compile(r'\$([A-Za-z_]\w*)')
+
+def _inside(cell, value): # → a variable of the notebook that is named within a longer text
+    found = _VARIABLE.findall(value) if isinstance(value, str) and not _VARIABLE.fullmatch(value) else []
+    return next((f'${name}' for name in found if name in (cell.space or {})), '')
 _PLAIN_TYPES = (str, int, float, bool, type(None))
 
 def _variable(cell, name, now):

@@ -41,6 +41,14 @@ def _pieces(spec): # → [(text before, name or None, format)]
     return [(before, _dotted(name), form or '') for before,name,form,_ in Formatter().parse(spec)]
 
 # %% ../../nbs/data/mapping.ipynb #468bb41f
+def _formats(spec): # → a conversion or format that no text takes, as it is written; or nothing
+    for _,name,form,conversion in Formatter().parse(spec):
+        if name is None: continue
+        if conversion: return f'!{conversion}'
+        try: format('text', form or '')
+        except ValueError: return f':{form}'
+    return ''
+
 def names_in(spec:str, columns)->list: # A column, a path or a template; the columns there are
     "The columns and paths that a template reads"
     if spec in columns: return [spec]
@@ -64,6 +72,7 @@ def check_spec(
     except ValueError as e:
         said = f'{e}. A brace that is meant as such is doubled: {{{{ or }}}}'
         raise QLoRAError(said, key=key, value=spec) from e
+    if odd := _formats(spec): raise QLoRAError(f'{odd} is not applied to the text of a column: write its name alone, as in {{name}}', key=key, value=spec)
     if not names and not known(spec): raise no_column(spec)
     bad = next((name for name in names if not known(name)), None)
     if bad is not None: raise no_column(bad, f' for {{{bad}}}')

@@ -32,6 +32,7 @@ masked: whose prompt alone fills max_length {cap}: left out
 dropped: longer than max_length {cap}: left out
 truncated: cut at max_length {cap}: the end-of-sequence token is lost
 split: longer than max_length {cap}: split into several rows
+pieces: split into pieces of which some hold no trained token: those are not trained
 merged: whose last prompt token merges with the answer: training and generation differ there
 differs: where the template asks for an answer with other text than it puts before it here: training and generation differ there
 added: whose template has no end-of-sequence token: it is added
@@ -39,7 +40,7 @@ trailing: ending without an answer: the last messages are left out
 lost: whose answers are not in the text that the template makes: left out
 untrained: with answers that are not trained: they are not in the text that the template makes
 blank: with an empty answer before the last: it is not trained
-no_system: whose system text is not in the rendered row: this template has no place for it
+no_system: whose system text is not in the rendered row: this template leaves it out there
 no_text: with a message that is not in the rendered row: this template leaves it out
 reasoning: whose reasoning is removed by the template, from an answer or from its place beside it
 calls: whose tool calls are not in the rendered row: this template does not write them
@@ -140,6 +141,15 @@ class Tally:
 BATCH,CHARACTERS = 1000,250_000 # Rows; characters of them, unless one row alone has more
 COLUMNS = (*CAUSAL_LM.columns, 'messages', 'row')
 
+_REMEDIES = { # Word of a template's own message → the way out
+    'system': 'put the system text into the first user message, leave data.system out, or choose another data.chat_template',
+    'alternat': 'join turns of one role that follow each other, or choose another data.chat_template'}
+
+def _short(example, what): # → at most a line
+    text = ' '.join(example.split())[:80 if what!='refused' else 120]
+    if what!='refused': return text
+    return next((f'{text}. {way}' for word,way in _REMEDIES.items() if word in text.lower()), text)
+
 def _fingerprint(text):
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little')
@@ -161,9 +171,7 @@ class _Pass:
 
     def count(self, what, i, example): # Key of `SAID`; row number; text
         finding = self.tally.found.setdefault(what, Finding(what, cap=self.rules.cap))
-        if not finding.rows:
-            finding.where = self.rows.at(i)
-            finding.example = ' '.join(example.split())[:80]
+        if not finding.rows: finding.where,finding.example = self.rows.at(i),_short(example, what)
         finding.rows += 1
 
     def batch(self, texts, start): # JSON messages; number of the first → {column: values}
@@ -191,6 +199,7 @@ class _Pass:
         what,pieces = self.rules.pieces(ids, row['labels'])
         if what and self.rules.overlength=='raise': raise _too_long(self.rows.at(i), row['length'], self.rules.cap)
         if what: self.count(what, i, answer)
+        if what=='split' and len(pieces)<-(-len(ids)//self.rules.cap): self.count('pieces', i, answer)
         text = json.dumps(ms, ensure_ascii=False)
         mark = _fingerprint(text)
         for part,labels in pieces:

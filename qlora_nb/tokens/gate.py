@@ -171,8 +171,8 @@ def _check_lost(rows, config):
     "Refuse a set of which too many rows are lost"
     causes = [rows.findings[o] for o in _LOST if o in rows.findings]
     lost,most = sum(o.rows for o in causes),config.data.max_lost
-    if lost<=most*rows.rows: return
-    share,why = lost/rows.rows,'; '.join(map(str, causes))
+    share,why = lost/max(1, rows.rows),'; '.join(map(str, causes))
+    if round(share, 9)<=most: return
     enough = f'{min(1, math.ceil(100*share)/100):g}' # Two digits
     said = f'{lost:,} of {rows.rows:,} rows are lost ({share:.0%}), and data.max_lost is {most:.0%}: {why}'
     raise QLoRAError(f'{said}. To go on without them, set data.max_lost to {enough}', key=f'data.{rows.name}', value=rows.source)

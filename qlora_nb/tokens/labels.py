@@ -122,10 +122,23 @@ def tokens_of(tok, texts, plain:bool, most:int=0)->dict: # → {text: `Tokens`}
     return made
 
 # %% ../../nbs/tokens/labels.ipynb #6cad9d48
+def _covers(coder, row, i, found, tokens): # → whether the trained tokens hold another message's text
+    if not found: return False
+    region = coder.tok.decode(tokens.ids[found[0]:found[1]])
+    own = [part.text for part in row.parts if part.message==i]
+    ahead = min((region.find(text) for text in own if text in region), default=0)
+    if any(mark in region[:ahead] for mark in coder.ending): return True # A turn ends before the answer begins
+    for text in own: region = region.replace(text, ' ', 1)
+    if coder.special: region = coder.special.sub(' ', region)
+    others = [part.text for part in row.parts if part.message!=i and part.kind=='content']
+    return any(len(text)>2 and text in region for text in others)
+
+# %% ../../nbs/tokens/labels.ipynb #8bbdde82
 def _spans(coder, messages, row, tokens): # → (spans of the answers, findings)
     "Where the loss is, and what is not there"
     wanted = trained(messages, coder.roles)
     each = {i: span(coder.borders, row, tokens, messages, i, coder.stops) for i in wanted}
+    each = {i: None if _covers(coder, row, i, found, tokens) else found for i,found in each.items()}
     there = [o for o in each.values() if o]
     absent = [i for i,o in each.items() if not o]
     found = check_texts(row, messages) | check_tools(coder.tok, coder.template, messages, row.text)
@@ -173,6 +186,7 @@ class Encoder:
     def __post_init__(self):
         self.borders = Borders(self.tok, self.template)
         self.stops,self.special = turn_ends(self.tok),special_tokens(self.tok)
+        self.ending = [mark for mark in self.tok.convert_ids_to_tokens(list(self.stops)) if mark]
         if not self.completion_only: self.roles = ('assistant',)
 
     def all(self, rows)->list: # For each row a dict as from `encode`, or the reason why the template refuses it

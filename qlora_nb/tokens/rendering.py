@@ -174,6 +174,13 @@ def render(tok, template:Template, messages:list)->Rendered: # Raises what the t
     return Rendered(text, parts)
 
 # %% ../../nbs/tokens/rendering.ipynb #0bef3ca8
+def _last(parts, marks, i): # → where the last text ends, message `i` where a template repeats its texts; or nothing
+    ends,ended = [(place, number) for place,begins,number in marks if not begins],{}
+    for place,number in ends: ended.setdefault(number, place)
+    own = [place for number,place in ended.items() if parts[number].message==i]
+    if own and len(ended)<len(ends): return max(own)
+    return marks[-1][0] if marks else None
+
 @dataclass
 class Borders:
     "Where answers begin and end under a template"
@@ -185,9 +192,12 @@ class Borders:
         "What the template puts behind the last text of these messages"
         key = prompt,messages[-1]['role'],gap
         if key in self.known: return self.known[key]
-        try: plain,marks = without_marks(self.template.text(self.tok, with_marks(messages)[0], prompt))
+        marked,parts = with_marks(messages)
+        try: plain,marks = without_marks(self.template.text(self.tok, marked, prompt))
         except Exception: tail = None
-        else: tail = plain[marks[-1][0]:] if marks else plain
+        else:
+            last = _last(parts, marks, len(messages)-1)
+            tail = plain if last is None else plain[last:]
         self.known[key] = tail
         return tail
 

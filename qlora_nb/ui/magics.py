@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMULA_ONLY', 'NEEDS_NOTEBOOK', 'NO_MAX_STEPS', 'NEEDS_RESUME', 'ConfigMagics', 'PlanMagics', 'TrainMagics',
-           'CheckMagics', 'AnswerMagics', 'QLoRA', 'names', 'Overview', 'load', 'unload']
+           'CheckMagics', 'AnswerMagics', 'QLoRA', 'names', 'Overview', 'help_alone', 'load', 'unload']
 
 # %% ../../nbs/ui/magics.ipynb #32829087
 from IPython.core import completer
@@ -245,12 +245,19 @@ class Overview(Shown):
             lines.append(f'| `{name}` | {shown} | {does} |')
         return '\n'.join(lines)
 
+# %% ../../nbs/ui/magics.ipynb #73b8500a
+def help_alone(lines:list)->list: # Lines of a cell
+    "`%%qlora_config -h` alone, as the line magic that shows the same help"
+    text = ''.join(lines).strip()
+    return [text[1:]+'\n'] if text in ('%%qlora_config -h', '%%qlora_config --help') else lines
+
 # %% ../../nbs/ui/magics.ipynb #1b37d5e3
 def load(ip):
     "Register the magics and completion once"
     if 'qlora_config' in ip.magics_manager.magics['cell']: return
     magics = QLoRA(ip)
     ip.register_magics(magics)
+    ip.input_transformers_cleanup.append(help_alone)
     if hasattr(completer, 'context_matcher'):
         magics.matcher = matcher(magics)
         ip.Completer.custom_matchers.append(magics.matcher)
@@ -265,6 +272,7 @@ def unload(ip):
         for name in registered: ip.magics_manager.magics[kind].pop(name, None)
     magics = ip.magics_manager.registry.pop('QLoRA', None)
     if magics is None: return
+    ip.input_transformers_cleanup[:] = [one for one in ip.input_transformers_cleanup if one is not help_alone]
     ip.configurables[:] = [one for one in ip.configurables if one is not magics]
     if hasattr(magics, 'matcher'): ip.Completer.custom_matchers.remove(magics.matcher)
     commands = ip.strdispatchers.get('complete_command')
