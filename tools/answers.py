@@ -3,6 +3,7 @@ import nbformat, re
 from course import lessons
 
 ANSWER = re.compile(r'^(?:You said [^\n]*? )?It is [^\n]*$', re.M)
+CLAIM = re.compile(r'^(?!✓ .*: …$)(✓ .*?: )[^\n]*$', re.M) # Beside it, the same figure is asserted
 INSTEAD = 'Run this cell to see the answer.'
 
 def hidden(nb)->bool:
@@ -11,7 +12,7 @@ def hidden(nb)->bool:
     for cell in nb.cells:
         for output in cell.get('outputs', ()) if 'reveal(' in cell.source else ():
             if output.output_type!='stream': continue
-            text = ANSWER.sub(INSTEAD, output.text)
+            text = CLAIM.sub(r'\1…', ANSWER.sub(INSTEAD, output.text))
             found |= text!=output.text
             output.text = text
     return found
