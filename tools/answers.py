@@ -3,7 +3,7 @@ import nbformat, re
 from course import lessons
 
 ANSWER = re.compile(r'^(?:You said [^\n]*? )?It is [^\n]*$', re.M)
-CLAIM = re.compile(r'^(?!✓ .*: …$)(✓ .*?: )[^\n]*$', re.M) # Beside it, the same figure is asserted
+CLAIM = re.compile(r'^(?!✓ .*: …$)(✓ .*: )[^\n]*$', re.M) # Beside it, the same figure is asserted
 INSTEAD = 'Run this cell to see the answer.'
 
 def hidden(nb)->bool:
