@@ -184,6 +184,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'qlora_nb.data.documents._array': ('data/documents.html#_array', 'qlora_nb/data/documents.py'),
                                          'qlora_nb.data.documents._as_rows': ('data/documents.html#_as_rows', 'qlora_nb/data/documents.py'),
                                          'qlora_nb.data.documents._by_id': ('data/documents.html#_by_id', 'qlora_nb/data/documents.py'),
+                                         'qlora_nb.data.documents._by_key': ('data/documents.html#_by_key', 'qlora_nb/data/documents.py'),
                                          'qlora_nb.data.documents._by_split': ( 'data/documents.html#_by_split',
                                                                                 'qlora_nb/data/documents.py'),
                                          'qlora_nb.data.documents._document': ( 'data/documents.html#_document',
