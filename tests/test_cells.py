@@ -53,6 +53,12 @@ def test_a_variable_gives_its_value():
 def test_a_variable_that_cannot_be_is_one_line(value, space, say):
     assert say in told(CELL+f'training: {{learning_rate: {value}}}\n', namespace=space) and 'line 3, training.learning_rate' in told(CELL+f'training: {{learning_rate: {value}}}\n', namespace=space)
 
+def test_quoted_it_is_text():
+    c = parse('model: demo\ndata: {train: demo, prompt: "$name"}\n', namespace=dict(name='x'))
+    assert c.data.prompt=='$name' and parse(c.to_yaml())==c
+    c = parse(CELL+'lora: {target_modules: [$layers, o_proj]}\n', namespace=dict(layers=['q_proj', 'v_proj']))
+    assert c.lora.target_modules==('q_proj', 'v_proj', 'o_proj')
+
 def test_rows_are_named_without_the_sign():
     assert 'rows are named without the $: write frame' in told('model: demo\ndata: {train: $frame}\n', namespace=dict(frame=object()))
 

@@ -465,3 +465,23 @@ def test_files_of_one_name_are_told_apart(folder):
         (folder/name).mkdir()
         (folder/name/'rows.jsonl').write_bytes(G)
     assert [inspect('.', {}).at(i) for i in (0, 3)]==['a/rows.jsonl, line 1', 'b/rows.jsonl, line 1']
+
+@pytest.mark.parametrize('good,bad', [(1, 0), ('yes', 'no'), ('1', '0'), (True, False)])
+def test_good_and_bad_in_any_spelling(good, bad):
+    made = [dict(prompt=f'q{i}', completion='BAD' if i%3==0 else 'fine', label=bad if i%3==0 else good) for i in range(9)]
+    seen = rows(made)
+    assert [ms[-1]['content'] for ms in seen.messages]==['fine']*6 and 'marked as a bad one: 3' in ' '.join(seen.notes)
+
+def test_columns_of_pandas_are_joined_by_their_index(folder):
+    (folder/'a.json').write_text(json.dumps(dict(prompt={'0': 'a', '1': 'b'}, completion={'1': 'B', '0': 'A'})))
+    assert texts(inspect('a.json'))==[['a', 'A'], ['b', 'B']]
+    (folder/'b.json').write_text(json.dumps(dict(prompt={'0': 'a', '1': 'b'}, completion={'1': 'B', '2': 'A'})))
+    with pytest.raises(QLoRAError, match="the column 'completion' has other keys"): inspect('b.json')
+
+def test_files_that_are_not_used_are_named_whichever_split_is_read(folder):
+    data = folder/'set'
+    data.mkdir()
+    for name in ('dev.jsonl', 'train.jsonl', '_part2.jsonl'): (data/name).write_text(json.dumps(dict(prompt='q', completion='a'))+'\n')
+    (data/'more.xlsx').write_bytes(b'x')
+    notes = ' '.join(prepared(None, train='set').train.notes)
+    assert 'more.xlsx' in notes and '_part2.jsonl' in notes

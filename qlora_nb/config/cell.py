@@ -153,7 +153,7 @@ def _take_value(cell, key, node, path):
             cell.notes.append(f'line {line}: {cut!r} is a comment and no part of {now}: quote the whole text to keep it')
         if now in _TEXTS and (inside := _inside(cell, value)):
             cell.notes.append(f'line {line}: {inside} inside a text is not replaced: only a whole value takes a variable')
-        _give(cell, now, carried(name, value), key)
+        _give(cell, now, carried(name, value), node, line)
 
 # %% ../../nbs/config/cell.ipynb #25491d28
 _TEXTS = ('data.prompt', 'data.completion', 'data.system', 'tracking.sample_prompts')
@@ -192,16 +192,17 @@ def _variable(cell, name, now):
     if now in ('data.train', 'data.validation'): raise QLoRAError(f'${name} is a {kind}: rows are named without the $: write {name}')
     raise QLoRAError(f'${name} is a {kind}: a key takes a number, a text, true or false, or a list of these')
 
-def _give(cell, now, value, key):
-    "Put a value under its key; raises nothing, a problem is noted"
+def _give(cell, now, value, node, line):
+    "Put a value under its key; a quoted one is text; raises nothing, a problem is noted"
     words = value if isinstance(value, list) else [value]
-    named = [_VARIABLE.fullmatch(word) if isinstance(word, str) else None for word in words]
-    line = cell.line(key)
+    nodes = node.value if isinstance(value, list) else [node]
+    named = [_VARIABLE.fullmatch(word) if isinstance(word, str) and not o.style else None for word,o in zip(words, nodes)]
     if not any(named):
         cell.given[now] = Given(value, line)
         return
     try: got = [_variable(cell, m[1], now) if m else word for word,m in zip(words, named)]
     except QLoRAError as e: return cell.problems.append(replace(e.errors[0], key=now, line=line))
+    if isinstance(value, list): got = [o for item in got for o in (item if isinstance(item, (list, tuple)) else [item])]
     cell.given[now] = given_as(got if isinstance(value, list) else got[0], 'variable', line)
 
 # %% ../../nbs/config/cell.ipynb #43165461

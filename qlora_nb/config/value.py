@@ -54,6 +54,13 @@ class _Page(Shown):
         notes = [f'note: {note}' for note in self.notes]
         return '\n'.join([text_table(given, ['key', 'value', 'source', 'line']), defaults, *notes])
 
+# %% ../../nbs/config/value.ipynb #4f218220
+class _Quoting(yaml.SafeDumper): "Writes texts as the cell reads them"
+
+def _quoted(dumper, text): return dumper.represent_scalar('tag:yaml.org,2002:str', text, style="'" if text.startswith('$') else None)
+
+_Quoting.add_representer(str, _quoted)
+
 # %% ../../nbs/config/value.ipynb #f4bc146a
 class Config(_Page, Settings):
     "A checked configuration: sections as attributes, and the history of its values"
@@ -110,7 +117,7 @@ class Config(_Page, Settings):
             usual = not declared.is_required() and value==declared.default
             if usual or key in self._derived and value!='steps': continue
             (tree.setdefault(section, {}) if section else tree)[name] = list(value) if isinstance(value, tuple) else value
-        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10**6)
+        return yaml.dump(tree, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=10**6)
 
 # %% ../../nbs/config/value.ipynb #2d5d552c
 def _changed(settings, section, **values):

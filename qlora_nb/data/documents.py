@@ -108,9 +108,16 @@ def _values(text): # → (position, value)
         if text[i:i+1]==',': i = _skip(text, i+1)
 
 # %% ../../nbs/data/documents.ipynb #84ed12ce
+def _by_key(columns): # As pandas writes them, `{column: {index: value}}` → lists in the order of the first column's index
+    index = list(next(iter(columns.values())))
+    odd = next((name for name,o in columns.items() if o.keys()!=set(index)), None)
+    if odd is not None: raise QLoRAError(f'the column {odd!r} has other keys than the first one: rows cannot be told apart')
+    return [[o[key] for key in index] for o in columns.values()]
+
 def column_rows(columns:dict): # → list of (number, row); None where these are no columns
     "Rows of an object of columns"
-    lists = [list(o.values()) if isinstance(o, dict) else o for o in columns.values()]
+    lists = _by_key(columns) if columns and all(isinstance(o, dict) for o in columns.values()) else list(columns.values())
+    lists = [list(o.values()) if isinstance(o, dict) else o for o in lists]
     if not lists or not all(isinstance(o, list) for o in lists): return None
     sizes = [f'{name} {len(o)}' for name,o in zip(columns, lists)]
     if len({len(o) for o in lists})>1: raise QLoRAError(f'the columns differ in length: {", ".join(sizes)}')

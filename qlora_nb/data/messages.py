@@ -9,7 +9,7 @@ __all__ = ['Asked', 'LeftOut', 'all_messages', 'to_messages']
 import re
 from dataclasses import dataclass
 from ..errors import QLoRAError
-from .forms import CHATS, MEDIA, Form, blank, turns_in
+from .forms import BAD, CHATS, MEDIA, Form, blank, turns_in
 from .mapping import RowError, as_text, check_spec, fill, names_in, variants
 from .decoding import How, described, listed
 from .turns import ROLES, Account, as_json, as_messages, as_tools, with_tools
@@ -183,7 +183,7 @@ def _formed(row, form, told):
     media = [o for o,v in row.items() if str(o).lower() in MEDIA and not blank(v)]
     if media: raise RowError(media[0], 'holds pictures or sound, and only text can be trained on')
     if form.columns and not any(o in row for o in form.columns): raise _absent(row, form)
-    if form.good and str(row.get(form.good)).lower()=='false': raise LeftOut('bad')
+    if form.good and str(row.get(form.good)).strip().lower() in BAD: raise LeftOut('bad')
     first = form.columns[0]
     given = row.get(first)
     if form.name=='preference': return _preferred(row, form, told)

@@ -133,7 +133,8 @@ def _many(paths, where, how, root=Path('.')):
         if twice: parts = [replace(o, name=str(path)) for o in parts]
         found += parts
     unused = [o.name for o in paths if o not in good]
-    if unused: found[0].notes.append(f'{where}: files that are not used: {listed(unused)}')
+    note = f'{where}: files that are not used: {listed(unused)}'
+    for part in found if unused else (): part.notes.append(note) # Whichever split is read
     return found
 
 def _others(paths):
