@@ -84,5 +84,5 @@ def test_which_run_is_meant(tmp_path, hub):
         (hub.root/'mira'/'runs'/n).mkdir(parents=True)
         for f in ('run.json', 'config.yaml'): (hub.root/'mira'/'runs'/n/f).write_text('{}')
     with pytest.raises(QLoRAError, match='name one of a, b'): pull('', 'hf://mira/runs', tmp_path/'out')
-    with pytest.raises(QLoRAError, match='there is none in .* or hf://mira/runs'): find_run('c', tmp_path/'out', 'hf://mira/runs')
+    with pytest.raises(QLoRAError, match='there are no runs in .* or hf://mira/runs'): find_run('c', tmp_path/'out', 'hf://mira/runs')
     assert pull('a', 'hf://mira/runs', tmp_path/'out')==tmp_path/'out'/'a' and find_run('a', tmp_path/'out', 'hf://mira/runs')==tmp_path/'out'/'a'
