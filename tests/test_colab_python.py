@@ -57,7 +57,7 @@ INSTALLED = f"""from importlib.util import find_spec
 MOVE = """from ipywidgets import Widget
 slider = next(w for w in Widget.widgets.values() if 'Slider' in type(w).__name__)
 slider.index = (slider.index+1)%len(slider.options)"""
-CELLS = dict(versions=VERSIONS, heavy=INSTALLED, load='%load_ext qlora_nb', config=CONFIG, broken=BROKEN, kept="'broken' in globals()",
+CELLS = dict(versions=VERSIONS, heavy=INSTALLED, load='%load_ext qlora_nb', config=CONFIG, broken=BROKEN, kept="'broken' in globals()", again=CONFIG,
     plan='%qlora_plan -o budget', figures='(budget.verdict, len(budget.options), budget.tensors_bytes)',
     preset='%qlora_plan Llama-2-13B --gpu "RTX 4090"', wrong='%qlora_plan demo --gpu T5',
     explore='%qlora_plan --explore', move=MOVE, untouched='%qlora_plan --explore', unload='%unload_ext qlora_nb',
