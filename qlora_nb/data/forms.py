@@ -156,7 +156,7 @@ def _of_turns(rows, low): # `low`: column in lower case → column
     return Form(name, (column,), seen, who=_KEYS[name!='messages'])
 
 # %% ../../nbs/data/forms.ipynb #ed6e614f
-_ASKED = ('prompt', 'question', 'query', 'instruction', *TURNS)
+_ASKED = ('prompt', 'question', 'query', 'instruction', *TURNS, 'input')
 
 def _of_preference(low):
     if 'chosen' not in low or 'rejected' not in low: return None
