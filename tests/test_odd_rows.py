@@ -536,3 +536,40 @@ def test_what_a_preference_answers(column): assert texts(rows([{column: 'Hi', 'c
 def test_an_empty_prompt_in_a_history_is_counted():
     seen = rows([dict(prompt='Hi', completion='Yo', history=[['', 'x']])])
     assert seen.notes==['rows trained with an empty prompt: 1 (first: rows, row 1)']
+
+# ---- columns and lists of a row
+
+def test_a_column_that_only_another_form_uses_is_named():
+    made = [dict(prompt='q', completion='a')]*3+[dict(prompt='q', completion='a', text='lost'), dict(text='Once.')]
+    seen = rows(made)
+    assert texts(seen)==[['q', 'a']]*4+[['Once.']] and 'columns that are not used: text' in seen.notes
+    assert not any('not used' in o for o in rows(made[:3]+made[4:]).notes)
+
+def test_two_lists_run_side_by_side():
+    asked = Asked('{a.q}', '{b.r}')
+    def seen(*rs): return read([parts('rows', dict(rows=list(rs)))], 'rows', asked)
+    good = dict(a=[dict(q='1'), dict(q='2')], b=[dict(r='I'), dict(r='II')])
+    assert texts(seen(good))==[['1', 'I'], ['2', 'II']]
+    bad = seen(good, good | dict(a=[dict(q='1')]))
+    assert len(bad.messages)==2 and list(map(str, bad.problems))==['rows, row 2: the lists differ in length: a has 1, b has 2']
+
+# ---- sources
+
+def test_files_that_begin_with_a_dot_are_named_unless_tools_leave_them(folder):
+    data = folder/'set'
+    for name in ('a.jsonl', '.b.jsonl', '.DS_Store', '.gitignore', '.ipynb_checkpoints/a-checkpoint.jsonl', '.git/rows.jsonl'):
+        (data/name).parent.mkdir(parents=True, exist_ok=True)
+        (data/name).write_bytes(G)
+    seen = inspect('set', {})
+    assert len(seen.messages)==3 and seen.notes==['set: files that are not used: .b.jsonl']
+
+def test_a_list_of_paths_is_its_files_and_names_of_files_are_no_rows(folder):
+    for name in ('a.jsonl', 'b.jsonl'): (folder/name).write_bytes(G)
+    both = [folder/'a.jsonl', folder/'b.jsonl']
+    assert len(inspect(both).messages)==6
+    said = 'rows holds names of files, not rows: make each a Path, or name the files under data.train'
+    assert said in refused(list(map(str, both)))
+    with pytest.raises(QLoRAError, match='no such file: .*c.jsonl'): inspect([*both, folder/'c.jsonl'])
+    with pytest.raises(QLoRAError, match='rows holds the folder'): inspect([folder])
+
+def test_true_is_written_as_json_writes_it(): assert texts(rows([dict(question='Is it?', answer=True), dict(question='Is it?', answer=1.5)]))==[['Is it?', 'true'], ['Is it?', '1.5']]

@@ -239,6 +239,7 @@ class Shapes:
     own: dict = field(default_factory=dict) # Columns of a row → its form
     seen: dict = field(default_factory=dict) # All columns, in order
     counts: Counter = field(default_factory=Counter) # Name of a form → rows
+    filled: dict = field(default_factory=dict) # Columns of its rows that are not empty, for each form
 
     @classmethod
     def of(cls, rows:list, names:dict): # The first rows
@@ -256,6 +257,8 @@ class Shapes:
         "The form of one row"
         form = self._form(row)
         self.counts[form.name] += 1
+        filled = self.filled.setdefault((form.name, form.columns), (form, set()))[1]
+        filled.update(o for o,v in row.items() if v is not None)
         return form
 
     def _form(self, row):
@@ -268,6 +271,13 @@ class Shapes:
             form = detect([_there(row)], self.names)
             self.own[key] = self.main if form.name=='unknown' else form
         return self.own[key]
+
+    @property
+    def unused(self): # In order
+        "Columns that no form uses, or that rows of one form have and only another form uses"
+        used = set().union(*(o.used for o in self.forms))
+        left = set().union(*(filled-form.used for form,filled in self.filled.values()))
+        return [o for o in self.seen if o in left or o not in used]
 
     @property
     def forms(self): # The main one first

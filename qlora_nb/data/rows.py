@@ -115,8 +115,8 @@ _TOLD = dict(bad='rows left out because their answer is marked as a bad one',
 def _unused(shapes, asked, group):
     "Columns that nothing reads"
     named = [o.split('.')[0] for o in asked.named(shapes.seen)]
-    used = {*named, 'tools', group} if asked.prompt else {group, *named}.union(*(o.used for o in shapes.forms))
-    return [o for o in shapes.seen if o not in used]
+    used = {group, *named, *(['tools'] if asked.prompt else ())}
+    return [o for o in (shapes.seen if asked.prompt else shapes.unused) if o not in used]
 
 def _account(every, told, asked, group): # → notes
     "What is to be said of rows that are read"
