@@ -573,3 +573,10 @@ def test_a_list_of_paths_is_its_files_and_names_of_files_are_no_rows(folder):
     with pytest.raises(QLoRAError, match='rows holds the folder'): inspect([folder])
 
 def test_true_is_written_as_json_writes_it(): assert texts(rows([dict(question='Is it?', answer=True), dict(question='Is it?', answer=1.5)]))==[['Is it?', 'true'], ['Is it?', '1.5']]
+
+@pytest.mark.parametrize('good,bad', [(1, 0), ('yes', 'no')])
+def test_bad_answers_that_come_late_are_left_out(good, bad):
+    made = [dict(prompt=f'q{i}', completion='fine' if i<150 else 'BAD', label=good if i<150 else bad) for i in range(160)]
+    seen = rows(made)
+    assert {ms[-1]['content'] for ms in seen.messages}=={'fine'} and len(seen.messages)==150
+    assert seen.notes==['rows left out because their answer is marked as a bad one: 10 (first: rows, row 151)']

@@ -175,10 +175,9 @@ def _pairs(low): # → (form, (prompt, answer)) for every pair that fits
 def _beside(form, rows, low):
     "The form with the columns that stand beside it"
     def found(names): return next((low[o] for o in names if o in low and low[o] not in form.columns), None)
-    def says(column):
+    def says(column): # Nothing but 0 is a class
         words = {str(row.get(column)).strip().lower() for row in rows}
-        plain = words<={'true', 'false', 'none'}
-        return plain or words<={*BAD, *FINE} and bool(words & {*BAD}) and bool(words & {*FINE})
+        return words<={*BAD, *FINE} and (words<={'true', 'false', 'none'} or bool(words & {*FINE}))
     spoken = form.name not in ('text', 'unknown')
     good = found(GOOD) if spoken else None
     media = tuple(low[o] for o in MEDIA if o in low and _value(rows, low[o]) is not None)
