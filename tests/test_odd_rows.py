@@ -485,3 +485,98 @@ def test_files_that_are_not_used_are_named_whichever_split_is_read(folder):
     (data/'more.xlsx').write_bytes(b'x')
     notes = ' '.join(prepared(None, train='set').train.notes)
     assert 'more.xlsx' in notes and '_part2.jsonl' in notes
+
+# ---- what stands beside the texts of a row
+
+@pytest.mark.parametrize('value', [0, '0', '0.0', ' 0 ', 'False'])
+def test_a_turn_of_two_sides_says_that_its_answer_is_not_trained(value):
+    seen = rows([dict(conversation=[dict(human='Hi', assistant='Yo', weight=value, context='c'), dict(human='Hi', assistant='Yo', thinking='t')])])
+    assert seen.messages[0]==[HI[0], HI[1] | dict(train=False), HI[0], HI[1] | dict(reasoning_content='t')]
+    assert seen.notes==['keys of messages that are not used: context', 'messages not trained because of their weight, loss or train key: 1 (first: rows, row 1)']
+
+def test_numbers_as_text_are_weights():
+    seen = rows([dict(messages=[HI[0], HI[1] | dict(weight='1.0'), HI[0], HI[1] | dict(weight='0.0')])])
+    assert [m.get('train', True) for m in seen.messages[0]]==[True, True, True, False]
+    assert seen.notes==['messages not trained because of their weight, loss or train key: 1 (first: rows, row 1)']
+
+def test_of_two_keys_that_mean_the_same_the_second_is_named():
+    call = dict(name='weather', arguments=dict(town='Bonn'))
+    seen = rows([dict(messages=[HI[0], HI[1] | dict(reasoning_content='a', thinking='b', reasoning='a', tool_calls=[CALL], function_call=call)])])
+    assert seen.messages[0][1]==HI[1] | dict(reasoning_content='a', tool_calls=[CALL])
+    assert seen.notes==['keys of messages that are not used: thinking, function_call']
+
+def test_a_system_column_beside_another_system_message_is_counted():
+    own = dict(role='system', content='Be kind.')
+    seen = rows([dict(messages=[own, *HI], system='Be brief.'), dict(messages=[own, *HI], system='Be kind.'), dict(messages=HI, system='Be brief.')])
+    assert [ms[0]['content'] for ms in seen.messages]==['Be kind.', 'Be kind.', 'Be brief.']
+    assert seen.notes==['rows whose system column is not used, because their conversation has another system message: 1 (first: rows, row 1)']
+
+def test_earlier_turns_stand_before_a_conversational_prompt():
+    first = dict(role='system', content='Be kind.')
+    seen = rows([dict(prompt=[first, HI[0]], completion=[HI[1]], history=[['q', 'a']])])
+    assert texts(seen)==[['Be kind.', 'q', 'a', 'Hi', 'Yo']] and seen.notes==[]
+
+def test_a_prompt_beside_a_whole_conversation_is_counted_where_it_is_another():
+    other = [HI[0], HI[1] | dict(content='No')]
+    seen = rows([dict(prompt=p, history=h, chosen=HI, rejected=other) for p,h in (('Hi', None), ('Why?', [['q', 'a']]))])
+    assert texts(seen)==[['Hi', 'Yo']]*2
+    assert [o for o in seen.notes if 'not used, because' in o]==[
+        'rows whose history is not used, because their conversation is complete: 1 (first: rows, row 2)',
+        'rows whose prompt column is not used, because their conversation has another prompt: 1 (first: rows, row 2)']
+
+def test_plain_text_takes_neither_a_system_message_nor_tools():
+    seen = read([parts('rows', dict(rows=[dict(text='Once.', tools='[{"name": "weather"}]'), dict(text='Twice.')]))], 'rows', Asked(system='Be kind.'))
+    assert list(seen.messages)==[[dict(role='text', content='Once.')], [dict(role='text', content='Twice.')]]
+    assert seen.notes==['rows of plain text, on which data.system has no effect: 2 (first: rows, row 1)',
+        'rows of plain text, on which their tools have no effect: 1 (first: rows, row 1)']
+
+@pytest.mark.parametrize('column', ['input', 'question', 'instruction'])
+def test_what_a_preference_answers(column): assert texts(rows([{column: 'Hi', 'chosen': 'Yo', 'rejected': 'No'}]))==[['Hi', 'Yo']]
+
+def test_an_empty_prompt_in_a_history_is_counted():
+    seen = rows([dict(prompt='Hi', completion='Yo', history=[['', 'x']])])
+    assert seen.notes==['rows trained with an empty prompt: 1 (first: rows, row 1)']
+
+# ---- columns and lists of a row
+
+def test_a_column_that_only_another_form_uses_is_named():
+    made = [dict(prompt='q', completion='a')]*3+[dict(prompt='q', completion='a', text='lost'), dict(text='Once.')]
+    seen = rows(made)
+    assert texts(seen)==[['q', 'a']]*4+[['Once.']] and 'columns that are not used: text' in seen.notes
+    assert not any('not used' in o for o in rows(made[:3]+made[4:]).notes)
+
+def test_two_lists_run_side_by_side():
+    asked = Asked('{a.q}', '{b.r}')
+    def seen(*rs): return read([parts('rows', dict(rows=list(rs)))], 'rows', asked)
+    good = dict(a=[dict(q='1'), dict(q='2')], b=[dict(r='I'), dict(r='II')])
+    assert texts(seen(good))==[['1', 'I'], ['2', 'II']]
+    bad = seen(good, good | dict(a=[dict(q='1')]))
+    assert len(bad.messages)==2 and list(map(str, bad.problems))==['rows, row 2: the lists differ in length: a has 1, b has 2']
+
+# ---- sources
+
+def test_files_that_begin_with_a_dot_are_named_unless_tools_leave_them(folder):
+    data = folder/'set'
+    for name in ('a.jsonl', '.b.jsonl', '.DS_Store', '.gitignore', '.ipynb_checkpoints/a-checkpoint.jsonl', '.git/rows.jsonl'):
+        (data/name).parent.mkdir(parents=True, exist_ok=True)
+        (data/name).write_bytes(G)
+    seen = inspect('set', {})
+    assert len(seen.messages)==3 and seen.notes==['set: files that are not used: .b.jsonl']
+
+def test_a_list_of_paths_is_its_files_and_names_of_files_are_no_rows(folder):
+    for name in ('a.jsonl', 'b.jsonl'): (folder/name).write_bytes(G)
+    both = [folder/'a.jsonl', folder/'b.jsonl']
+    assert len(inspect(both).messages)==6
+    said = 'rows holds names of files, not rows: make each a Path, or name the files under data.train'
+    assert said in refused(list(map(str, both)))
+    with pytest.raises(QLoRAError, match='no such file: .*c.jsonl'): inspect([*both, folder/'c.jsonl'])
+    with pytest.raises(QLoRAError, match='rows holds the folder'): inspect([folder])
+
+def test_true_is_written_as_json_writes_it(): assert texts(rows([dict(question='Is it?', answer=True), dict(question='Is it?', answer=1.5)]))==[['Is it?', 'true'], ['Is it?', '1.5']]
+
+@pytest.mark.parametrize('good,bad', [(1, 0), ('yes', 'no')])
+def test_bad_answers_that_come_late_are_left_out(good, bad):
+    made = [dict(prompt=f'q{i}', completion='fine' if i<150 else 'BAD', label=good if i<150 else bad) for i in range(160)]
+    seen = rows(made)
+    assert {ms[-1]['content'] for ms in seen.messages}=={'fine'} and len(seen.messages)==150
+    assert seen.notes==['rows left out because their answer is marked as a bad one: 10 (first: rows, row 151)']

@@ -156,7 +156,7 @@ def _of_turns(rows, low): # `low`: column in lower case → column
     return Form(name, (column,), seen, who=_KEYS[name!='messages'])
 
 # %% ../../nbs/data/forms.ipynb #ed6e614f
-_ASKED = ('prompt', 'question', 'query', 'instruction', *TURNS)
+_ASKED = ('prompt', 'question', 'query', 'instruction', *TURNS, 'input')
 
 def _of_preference(low):
     if 'chosen' not in low or 'rejected' not in low: return None
@@ -175,10 +175,9 @@ def _pairs(low): # → (form, (prompt, answer)) for every pair that fits
 def _beside(form, rows, low):
     "The form with the columns that stand beside it"
     def found(names): return next((low[o] for o in names if o in low and low[o] not in form.columns), None)
-    def says(column):
+    def says(column): # Nothing but 0 is a class
         words = {str(row.get(column)).strip().lower() for row in rows}
-        plain = words<={'true', 'false', 'none'}
-        return plain or words<={*BAD, *FINE} and bool(words & {*BAD}) and bool(words & {*FINE})
+        return words<={*BAD, *FINE} and (words<={'true', 'false', 'none'} or bool(words & {*FINE}))
     spoken = form.name not in ('text', 'unknown')
     good = found(GOOD) if spoken else None
     media = tuple(low[o] for o in MEDIA if o in low and _value(rows, low[o]) is not None)
@@ -239,6 +238,7 @@ class Shapes:
     own: dict = field(default_factory=dict) # Columns of a row → its form
     seen: dict = field(default_factory=dict) # All columns, in order
     counts: Counter = field(default_factory=Counter) # Name of a form → rows
+    filled: dict = field(default_factory=dict) # Columns of its rows that are not empty, for each form
 
     @classmethod
     def of(cls, rows:list, names:dict): # The first rows
@@ -256,6 +256,8 @@ class Shapes:
         "The form of one row"
         form = self._form(row)
         self.counts[form.name] += 1
+        filled = self.filled.setdefault((form.name, form.columns), (form, set()))[1]
+        filled.update(o for o,v in row.items() if v is not None)
         return form
 
     def _form(self, row):
@@ -268,6 +270,13 @@ class Shapes:
             form = detect([_there(row)], self.names)
             self.own[key] = self.main if form.name=='unknown' else form
         return self.own[key]
+
+    @property
+    def unused(self): # In order
+        "Columns that no form uses, or that rows of one form have and only another form uses"
+        used = set().union(*(o.used for o in self.forms))
+        left = set().union(*(filled-form.used for form,filled in self.filled.values()))
+        return [o for o in self.seen if o in left or o not in used]
 
     @property
     def forms(self): # The main one first

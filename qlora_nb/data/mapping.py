@@ -30,7 +30,7 @@ def as_text(v, column:str)->str: # Raises RowError
         return v
     if v is None or v!=v: return ''
     if isinstance(v, (dict, list, tuple, bytes)): raise RowError(column, f'expected text, got {described(v)}')
-    return str(v)
+    return str(v).lower() if isinstance(v, bool) else str(v) # As JSON writes it
 
 # %% ../../nbs/data/mapping.ipynb #af9c56ac
 def _dotted(name): return name and re.sub(r'\[(\d+)\]', r'.\1', name) # answers[0] → answers.0
@@ -115,12 +115,22 @@ def _put(row, steps, value): # → a copy of the row with another value at the e
     if not isinstance(row, dict): return [_put(o, rest, value) if n==int(first) else o for n,o in enumerate(row)]
     return row | {first: _put(row[first], rest, value)}
 
+def _lists(row, names): # → {path: list}, of one length
+    paths = dict.fromkeys(tuple(_list_on(row, _steps(name)) or ()) for name in names if name not in row)
+    def outer(path): return path and not any(path[:n] in paths for n in range(1, len(path)))
+    found = {path: _at(row, path) for path in paths if outer(path)}
+    if len({len(o) for o in found.values()})<2: return {path: o or [''] for path,o in found.items()}
+    sizes = [f'{".".join(path)} has {len(o)}' for path,o in found.items()]
+    raise RowError('', f'the lists differ in length: {", ".join(sizes)}')
+
+# %% ../../nbs/data/mapping.ipynb #e2d91bd6
 def variants(row:dict, names:list)->list: # From `names_in`; → rows
-    "The row once for each element of the lists that paths run through"
-    for name in names:
-        if name in row: continue
-        steps = _list_on(row, _steps(name))
-        if steps is None: continue
-        found = _at(row, steps) or ['']
-        return [o for element in found for o in variants(_put(row, steps, element), names)]
-    return [row]
+    "The row once for each element of the lists that paths run through; several lists run side by side"
+    lists = _lists(row, names)
+    if not lists: return [row]
+    made = []
+    for elements in zip(*lists.values()):
+        each = row
+        for path,element in zip(lists, elements): each = _put(each, path, element)
+        made += variants(each, names)
+    return made

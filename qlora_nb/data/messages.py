@@ -125,6 +125,11 @@ def _history(row, form):
     for asked,said in v: found += _exchange(as_text(asked, column), as_text(said, column))
     return found
 
+def _after_history(asked, row, form): # Earlier turns follow a system message
+    "A conversational prompt with the earlier turns of its row"
+    n = int(bool(asked) and asked[0]['role']=='system')
+    return asked[:n]+_history(row, form)+asked[n:]
+
 def _given(ms): # What an answer of the row replies to is not trained
     return [dict(m, train=False) if m['role']=='assistant' else m for m in ms]
 
@@ -137,7 +142,7 @@ def _sides(row, form, told):
     first,second = form.columns
     asked = _said(row.get(first), 'user', first, told)
     answer = _said(row.get(second), 'assistant', second, told)
-    return _given(asked)+answer
+    return _given(_after_history(asked, row, form))+answer
 
 # %% ../../nbs/data/messages.ipynb #5ecf1e62
 _HH = re.compile(r'(?:^|\n\n)(Human|Assistant): ?')
@@ -159,17 +164,28 @@ def _whole(chosen, row):
     same = next(differ, len(chosen)-1)
     return _given(chosen[:same])+chosen[same:]
 
+def _count_beside(chosen, row, form, told):
+    "A prompt and earlier turns beside a conversation that has its own"
+    if form.history and not blank(row.get(form.history)): told.count('history')
+    given = row.get(form.columns[0]) if len(form.columns)>1 else None
+    asked = as_messages(given, form.columns[0]) if turns_in(given) else [_message('user', '' if blank(given) else str(given))]
+    said = [(m['content'] or '').strip() for m in chosen]
+    if any((m['content'] or '').strip() not in ('', *said) for m in asked): told.count('asked')
+
+# %% ../../nbs/data/messages.ipynb #1572bbc5
 def _preferred(row, form, told):
     "A preference row: the conversation with the chosen answer"
     column = form.columns[-1]
     chosen = _side(row.get(column), column, told)
-    if chosen and chosen[0]['role']!='assistant': return _whole(chosen, row)
+    if chosen and chosen[0]['role']!='assistant':
+        _count_beside(chosen, row, form, told)
+        return _whole(chosen, row)
     if len(form.columns)==1: raise RowError(column, 'the answer has no prompt: neither a column nor the conversation holds one')
     first = form.columns[0]
     given = row.get(first)
     if turns_in(given): asked = as_messages(given, first, told=told)
     else: asked = [_message('user', _prompt(row, form, first))]
-    return _given(_history(row, form)+asked)+chosen
+    return _given(_after_history(asked, row, form))+chosen
 
 # %% ../../nbs/data/messages.ipynb #82e84546
 class LeftOut(Exception): "A row that says itself that it must not be trained"
@@ -201,24 +217,32 @@ def _system(row, form, asked):
     if own.strip() or not text: return own
     return fill(text, row) if text in row or '{' in text else text
 
-def _with_system(ms, row, form, asked):
-    plain = not ms or ms[0]['role'] in ('system', 'text')
-    text = '' if plain else _system(row, form, asked)
+def _with_system(ms, row, form, asked, told):
+    role = ms[0]['role'] if ms else ''
+    if role=='text' and asked.system: told.count('plain_system')
+    if role=='system':
+        column = '' if asked.prompt else form.system
+        own = as_text(row.get(column), column).strip()
+        if own not in ('', ms[0]['content']): told.count('system')
+    text = '' if role in ('', 'system', 'text') else _system(row, form, asked)
     return [_message('system', text), *ms] if text.strip() else ms
 
 # %% ../../nbs/data/messages.ipynb #974fca05
 def _with_tools(ms, row, form, told):
-    try: return with_tools(ms, as_tools(row.get('tools', '')))
+    try: tools = as_tools(row.get('tools', ''))
     except RowError:
         if form.name in (*CHATS, 'preference'): raise
         told.count('tools')
         return ms
+    plain = bool(ms) and ms[0]['role']=='text'
+    if plain and tools: told.count('plain_tools')
+    return ms if plain else with_tools(ms, tools)
 
 def _asks_nothing(ms):
-    "Whether an answer follows an empty prompt"
-    said = dict(user=[], assistant=[])
-    for m in ms: said.get(m['role'], []).append((m['content'] or '').strip())
-    return any(said['assistant']) and bool(said['user']) and not any(said['user'])
+    "Whether an answer that is trained follows an empty prompt"
+    def says(m, role): return m['role']==role and (m['content'] or '').strip()
+    def empty(m): return m['role']=='user' and not says(m, 'user')
+    return any(empty(a) and says(b, 'assistant') and b.get('train', True) for a,b in zip(ms, ms[1:]))
 
 # %% ../../nbs/data/messages.ipynb #5ce969c9
 def all_messages(
@@ -230,7 +254,7 @@ def all_messages(
     told = told or Account()
     def finished(ms, row):
         if _asks_nothing(ms): told.count('blank')
-        ms = _with_system(ms, row, form, asked)
+        ms = _with_system(ms, row, form, asked, told)
         return _with_tools(ms, row, form, told)
     if not asked.prompt: return [finished(_formed(row, form, told), row)]
     made,completion = [],asked.completion or 'completion'

@@ -50,8 +50,20 @@ class Meaning:
     note: str = '' # What to say where it is a guess
 
 # %% ../../nbs/data/names.ipynb #143c9a3a
+def _paths(name, v): # → the files that a list names; none where it holds rows
+    if not isinstance(v, (list, tuple)) or not v: return ()
+    if all(isinstance(o, str) and os.path.isfile(o) for o in v):
+        raise QLoRAError(f'{name} holds names of files, not rows: make each a Path, or name the files under data.train', value=name)
+    if not all(isinstance(o, Path) for o in v): return ()
+    bad = next((o for o in v if not o.is_file()), None)
+    if bad is None: return tuple(v)
+    if bad.is_dir(): raise QLoRAError(f'{name} holds the folder {bad}: a list of paths takes files, and a folder is named alone', value=name)
+    raise no_such_path(str(bad))
+
+# %% ../../nbs/data/names.ipynb #0eb072f1
 def _variable(name, namespace):
     v = namespace[name]
+    if paths := _paths(name, v): return Meaning(name, 'files', paths)
     if holds_rows(v): return Meaning(name, 'variable')
     raise QLoRAError(f'{name} must be {TABLES}, got a value of type {type(v).__name__}', value=name)
 

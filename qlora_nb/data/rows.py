@@ -105,13 +105,18 @@ _TOLD = dict(bad='rows left out because their answer is marked as a bad one',
     untrained='messages not trained because of their weight, loss or train key',
     weight='messages whose weight is neither 0 nor 1, which is not used',
     blank='rows trained with an empty prompt', several='rows with several answers, of which the first is taken',
-    tools='rows whose column tools is no JSON, which is not used')
+    tools='rows whose column tools is no JSON, which is not used',
+    system='rows whose system column is not used, because their conversation has another system message',
+    asked='rows whose prompt column is not used, because their conversation has another prompt',
+    history='rows whose history is not used, because their conversation is complete',
+    plain_system='rows of plain text, on which data.system has no effect',
+    plain_tools='rows of plain text, on which their tools have no effect')
 
 def _unused(shapes, asked, group):
     "Columns that nothing reads"
     named = [o.split('.')[0] for o in asked.named(shapes.seen)]
-    used = {*named, 'tools', group} if asked.prompt else {group, *named}.union(*(o.used for o in shapes.forms))
-    return [o for o in shapes.seen if o not in used]
+    used = {group, *named, *(['tools'] if asked.prompt else ())}
+    return [o for o in (shapes.seen if asked.prompt else shapes.unused) if o not in used]
 
 def _account(every, told, asked, group): # → notes
     "What is to be said of rows that are read"

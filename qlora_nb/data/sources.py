@@ -122,8 +122,8 @@ def _split_of(path, root):
 
 # %% ../../nbs/data/sources.ipynb #887bf865
 def _many(paths, where, how, root=Path('.')):
-    paths = [o for o in paths if o.is_file() and not o.name.startswith('.')]
-    good = _data_files([o for o in paths if not o.name.startswith('_')])
+    paths = [o for o in paths if o.is_file()]
+    good = _data_files([o for o in paths if not o.name.startswith(('_', '.'))])
     if not good: raise QLoRAError(f'{where}: no file of a supported type{_others(paths)}. {_SUPPORTED}', value=where)
     names,found = [o.name for o in good],[]
     for path in good:
@@ -143,11 +143,17 @@ def _others(paths):
 
 # %% ../../nbs/data/sources.ipynb #2722d568
 _SAVED = ('dataset_dict.json', 'state.json') # Written by `save_to_disk`
+_SERVICE = ('.git', '.ds_store', '.ipynb_checkpoints', '.cache', '._') # Left by tools, never rows
+
+def _files(folder):
+    def is_service(path): return any(o.lower().startswith(_SERVICE) for o in path.relative_to(folder).parts)
+    return [o for o in sorted(folder.rglob('*')) if not is_service(o)]
+
 def _is_saved(path): return any((path/name).is_file() for name in _SAVED)
 
 def folder_parts(path:Path, how:How=How())->list[Part]: # The folder; how its files are read
     "The parts of a folder: files, or what `save_to_disk` wrote"
-    if not _is_saved(path): return _many(sorted(path.rglob('*')), str(path), how, path)
+    if not _is_saved(path): return _many(_files(path), str(path), how, path)
     load_from_disk = installed('datasets', str(path)).load_from_disk
     try: return table_parts(path.name, load_from_disk(str(path)))
     except QLoRAError: raise

@@ -120,21 +120,36 @@ def tools_of(ms:list)->list: # Messages of a row, or its beginning
 _WEIGHTS = ('weight', 'loss_weight', 'loss', 'train', 'training')
 _KEPT = ('tool_call_id', 'name')
 _THOUGHTS = ('reasoning_content', 'reasoning', 'thinking')
-_USED = {*_WEIGHTS, *_KEPT, *_THOUGHTS, 'tool_calls', 'function_call'}
+_CALLED = ('tool_calls', 'function_call')
+_USED = {*_WEIGHTS, *_KEPT, *_THOUGHTS, *_CALLED}
+
+def _weight(v): # → number; text that is none stays
+    word = str(v).strip().lower()
+    if word in ('true', 'false'): return float(word=='true')
+    try: return float(word)
+    except ValueError: return word
 
 def _is_trained(turn, told):
     "Whether a message may be trained, as far as its own keys say"
-    given = [turn[o] for o in _WEIGHTS if turn.get(o) is not None]
-    if any(o in (0, '0') or str(o).lower()=='false' for o in given): return False
-    if any(o not in (1, '1') and str(o).lower()!='true' for o in given): told.count('weight')
+    given = [_weight(turn[o]) for o in _WEIGHTS if turn.get(o) is not None]
+    if 0 in given: return False
+    if any(o!=1 for o in given): told.count('weight')
     return True
+
+# %% ../../nbs/data/turns.ipynb #1a470442
+def _first_of(turn, keys, told):
+    "The value of the first of several keys that are given"
+    given = [o for o in keys if turn.get(o)]
+    told.keys.update(dict.fromkeys(o for o in given[1:] if turn[o]!=turn[given[0]]))
+    return turn[given[0]] if given else None
 
 def _extras(turn, column, told):
     "What a message has beside its role and its content"
     found = _sound({o: turn[o] for o in _KEPT if turn.get(o)}, column)
-    thought = next((turn[o] for o in _THOUGHTS if turn.get(o)), None)
+    thought = _first_of(turn, _THOUGHTS, told)
     if thought: found['reasoning_content'] = _content(thought, column)
-    calls = _calls(turn.get('tool_calls'), column) or _calls(turn.get('function_call'), column)
+    called = {o: _calls(turn.get(o), column) for o in _CALLED}
+    calls = _first_of(called, _CALLED, told)
     if calls: found['tool_calls'] = calls
     if not _is_trained(turn, told):
         told.count('untrained')
@@ -142,6 +157,10 @@ def _extras(turn, column, told):
     return found
 
 # %% ../../nbs/data/turns.ipynb #2c6820ee
+def _name_unused(turn, known, told):
+    unused = [str(o) for o,v in turn.items() if o not in known and v not in (None, '', [])]
+    told.keys.update(dict.fromkeys(unused))
+
 def _spoken(turn, i, who, column, told):
     "One turn as a message"
     role,content = next((o for o in (who, *_KEYS) if o[0] in turn), who)
@@ -152,8 +171,7 @@ def _spoken(turn, i, who, column, told):
     if content not in turn and 'tool_calls' not in more: raise lacks(content)
     text = turn.get(content)
     if name=='function_call': name,text,more = 'assistant',None,dict(more, tool_calls=_calls(text, column))
-    known = {role, content} | _USED
-    told.keys.update(dict.fromkeys(str(o) for o in turn if o not in known and turn[o] not in (None, '', [])))
+    _name_unused(turn, {role, content} | _USED, told)
     silent = 'tool_calls' in more and not text
     return dict(role=name, content=None if silent else _content(text, column), **more)
 
@@ -161,7 +179,11 @@ def _turn(turn, i, who, column, told): # → messages
     both = exchange(turn)
     if not both: return [_spoken(turn, i, who, column, told)]
     spoken = [('system', 'system'), *zip(both, ('user', 'assistant'))]
-    return [dict(role=role, content=_content(turn[key], column)) for key,role in spoken if turn.get(key) not in (None, '')]
+    beside = {*_WEIGHTS, *_THOUGHTS} - {*both} # Of the answer
+    more = _extras({o: turn[o] for o in turn if o in beside}, column, told)
+    _name_unused(turn, {'system', *both} | beside, told)
+    found = [dict(role=role, content=_content(turn[key], column)) for key,role in spoken if turn.get(key) not in (None, '')]
+    return [m | more if m['role']=='assistant' else m for m in found]
 
 # %% ../../nbs/data/turns.ipynb #63045e2c
 def as_messages(
