@@ -59,6 +59,11 @@ class Tokens:
         if self.alone(near, place)[-1:]==self.ids[k-1:k]: return k,False
         return self._compared(place)
 
+    def between(self, first, stop): # → the text of some tokens
+        if not self.tok.is_fast: return self.tok.decode(self.ids[first:stop])
+        places = self.offsets[first:stop]
+        return self.text[places[0][0]:places[-1][1]] if places else ''
+
     def parted(self, k, place): # Is the border one between words, before token `k`?
         word = self.found.token_to_word
         return self.offsets[k-1][1]==place and word(k-1)!=word(k)
@@ -122,26 +127,29 @@ def tokens_of(tok, texts, plain:bool, most:int=0)->dict: # → {text: `Tokens`}
     return made
 
 # %% ../../nbs/tokens/labels.ipynb #6cad9d48
-def _covers(coder, row, i, found, tokens): # → whether the trained tokens hold another message's text
-    if not found: return False
-    region = coder.tok.decode(tokens.ids[found[0]:found[1]])
+def _covers(coder, row, i, region): # `region`: what is trained of message `i` → whether it holds another message's text
     own = [part.text for part in row.parts if part.message==i]
-    ahead = min((region.find(text) for text in own if text in region), default=0)
+    found = [region.find(text) for text in own]
+    ahead = min((place for place in found if place>=0), default=0)
     if any(mark in region[:ahead] for mark in coder.ending): return True # A turn ends before the answer begins
     for text in own: region = region.replace(text, ' ', 1)
     if coder.special: region = coder.special.sub(' ', region)
-    others = [part.text for part in row.parts if part.message!=i and part.kind=='content']
-    return any(len(text)>2 and text in region for text in others)
+    if len(region.strip())<3: return False # The answer and its marks, as nearly always
+    others = (part for part in row.parts if part.message!=i and part.kind=='content')
+    texts = (part.text for part in others)
+    return any(len(text)>2 and text in region for text in texts)
 
 # %% ../../nbs/tokens/labels.ipynb #8bbdde82
 def _spans(coder, messages, row, tokens): # → (spans of the answers, findings)
     "Where the loss is, and what is not there"
     wanted = trained(messages, coder.roles)
     each = {i: span(coder.borders, row, tokens, messages, i, coder.stops) for i in wanted}
-    each = {i: None if _covers(coder, row, i, found, tokens) else found for i,found in each.items()}
+    for i,found in each.items():
+        if found and _covers(coder, row, i, tokens.between(*found[:2])): each[i] = None
     there = [o for o in each.values() if o]
     absent = [i for i,o in each.items() if not o]
-    found = check_texts(row, messages) | check_tools(coder.tok, coder.template, messages, row.text)
+    found = check_texts(row, messages)
+    found |= check_tools(coder.tok, coder.template, messages, row.text)
     if absent: found['untrained' if there else 'lost'] = f'{len(absent)} of {len(wanted)} answers: {says(messages[absent[0]])}'
     other = next((i for i,o in each.items() if o and o[3]), None)
     if other is not None: found['differs'] = says(messages[other])
