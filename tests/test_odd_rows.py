@@ -580,3 +580,8 @@ def test_bad_answers_that_come_late_are_left_out(good, bad):
     seen = rows(made)
     assert {ms[-1]['content'] for ms in seen.messages}=={'fine'} and len(seen.messages)==150
     assert seen.notes==['rows left out because their answer is marked as a bad one: 10 (first: rows, row 151)']
+
+def test_bad_answers_that_come_first_are_left_out():
+    made = [dict(prompt=f'q{i}', completion=f'a{i}', label=int(i>=120)) for i in range(130)]
+    seen = rows(made)
+    assert len(seen.messages)==10 and seen.left_out==120

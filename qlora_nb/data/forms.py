@@ -38,7 +38,7 @@ EXTRA = dict(alpaca=('input', 'context'), question_answer=('context', 'passage')
 SYSTEM = ('system', 'system_prompt', 'system_message')
 HISTORY = ('history',)
 GOOD = ('label', 'kto_tag') # Only where they hold nothing but these
-BAD,FINE = ('false', '0', '0.0', 'no'),('true', '1', '1.0', 'yes', 'none')
+BAD,FINE = ('false', '0', '0.0', 'no'),('true', '1', '1.0', 'yes')
 MEDIA = ('image', 'images', 'audio', 'audios', 'video', 'videos')
 
 # %% ../../nbs/data/forms.ipynb #45610797
@@ -176,8 +176,8 @@ def _beside(form, rows, low):
     "The form with the columns that stand beside it"
     def found(names): return next((low[o] for o in names if o in low and low[o] not in form.columns), None)
     def says(column): # Nothing but 0 is a class
-        words = {str(row.get(column)).strip().lower() for row in rows}
-        return words<={*BAD, *FINE} and (words<={'true', 'false', 'none'} or bool(words & {*FINE}))
+        words = {str(row.get(column)).strip().lower() for row in rows}-{'none'}
+        return words<={*BAD, *FINE} and (words<={'true', 'false'} or bool(words & {*FINE}))
     spoken = form.name not in ('text', 'unknown')
     good = found(GOOD) if spoken else None
     media = tuple(low[o] for o in MEDIA if o in low and _value(rows, low[o]) is not None)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from ..errors import QLoRAError, nearest
 from ..render import Shown, html_notes, html_table, text_table
-from .forms import Form, Shapes
+from .forms import BAD, FINE, GOOD, Form, Shapes
 from .messages import Asked, LeftOut, RowError, all_messages
 from .decoding import How, Unreadable, kind, listed
 from .sources import choose, parts
@@ -90,8 +90,20 @@ class Rows(Shown):
     def _html(self): return html_table(self._facts(), caption=self.source)+html_notes(self.notes)
 
 # %% ../../nbs/data/rows.ipynb #57ef5d6a
-def _shapes_of(part):
+def _sample(part): # → rows
+    "The first rows; where a column says of all of them that they are bad, the first good one too, since such files are sorted"
     first = [row for _,row in islice(part.rows(), 100) if isinstance(row, dict)]
+    for column in GOOD:
+        if not first or not all(_word(row, column) in BAD for row in first): continue
+        good = (row for _,row in part.rows() if isinstance(row, dict) and _word(row, column) in FINE)
+        first += islice(good, 1)
+    return first
+
+def _word(row, column): return str(row.get(column, '')).strip().lower()
+
+# %% ../../nbs/data/rows.ipynb #92b20750
+def _shapes_of(part):
+    first = _sample(part)
     return Shapes.of(first, part.names) if first else Shapes(Form('unknown'))
 
 def _seen_as(row, shapes, asked, told=None):
