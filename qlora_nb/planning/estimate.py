@@ -7,6 +7,7 @@ __all__ = ['Estimate', 'estimate']
 
 # %% ../../nbs/planning/estimate.ipynb #45e1c2c3
 from dataclasses import dataclass
+from ..methods.storage import SIZE
 from html import escape
 from math import prod
 
@@ -14,7 +15,6 @@ from .memory import TERM_HEAD, UPCASTS, resident
 from .terms import Term, term
 from ..render import Shown, fmt_bytes, html_notes, html_table, tag, text_table
 from ..simulation.job import Job
-from ..simulation.tensors import SIZE
 from ..simulation.step import walk
 
 # %% ../../nbs/planning/estimate.ipynb #84b02822

@@ -12,12 +12,11 @@ from math import prod
 
 from ..facts.architecture import Architecture
 from ..methods.register import find_method
-from ..methods.storage import BLOCK, SCALES, Storage, storage
+from ..methods.storage import BLOCK, SCALES, SIZE, Storage, storage
 from .optimizers import PAGED_FROM, optimizer_terms
 from .terms import Term, count, term
 from ..render import Shown, fmt_bytes, html_notes, tag, text_table
 from ..simulation.job import Job, make_job, stack
-from ..simulation.tensors import SIZE
 
 # %% ../../nbs/planning/memory.ipynb #69a0eac1
 ON_TOP = 'Activations, logits and the CUDA context come on top: this is what stays in memory all the time, not the peak.'

@@ -9,9 +9,8 @@ __all__ = ['OPTIMIZER_STATE', 'PAGED_FROM', 'optimizer_terms']
 from math import prod
 
 from ..errors import QLoRAError, nearest
-from ..methods.storage import blocks
+from ..methods.storage import SIZE, blocks
 from .terms import Term, count, term
-from ..simulation.tensors import SIZE
 
 # %% ../../nbs/planning/optimizers.ipynb #5c7a1c2c
 OPTIMIZER_STATE = dict(
