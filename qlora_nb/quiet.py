@@ -18,8 +18,8 @@ LOGGERS = ('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'transformers', 'trl
 # %% ../nbs/quiet.ipynb #cbaf6638
 @contextlib.contextmanager
 def _no_bars():
-    datasets = installed('datasets', 'this')
-    bars = installed('transformers.utils.logging', 'this')
+    datasets = installed('datasets', 'reading rows')
+    bars = installed('transformers.utils.logging', 'reading rows')
     shown = not datasets.are_progress_bars_disabled(),bars.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     bars.disable_progress_bar()

@@ -1,7 +1,9 @@
-"The path of a GPU without bfloat16, on a CPU: a real GradScaler, and overflows that are put in"
+"Runs on another device, under another cell and after another run; the path of a GPU without bfloat16 with a real GradScaler and overflows that are put in"
 import pytest, tiny, torch, weakref
 from qlora_nb.errors import QLoRAError
 from qlora_nb.training import trainer
+from qlora_nb.results.evaluate import generate
+from qlora_nb.training.saving import RESCUE
 from qlora_nb.training.start import resume, train
 from test_resume import final
 
@@ -82,3 +84,14 @@ def test_code_of_a_model_runs_only_where_todays_cell_says_so(folder, tmp_path):
     for today in (None, cell(folder, tmp_path)):
         with pytest.raises(QLoRAError, match='trust_remote_code: true in today'): resume(str(run.folder), today, NS)
     assert resume(str(run.folder), cell(folder, tmp_path)+'trust_remote_code: true\n', NS).status=='finished'
+
+def test_a_model_that_could_not_be_saved_is_not_freed(folder, tmp_path):
+    first = train(cell(folder, tmp_path), NS)
+    first.error,model = QLoRAError(RESCUE), first.model
+    second = train(cell(folder, tmp_path), NS)
+    assert first.model is model and any('stays in memory' in n for n in second.notes)
+
+def test_a_run_whose_model_was_freed_says_where_its_adapter_is(folder, tmp_path):
+    first = train(cell(folder, tmp_path), NS)
+    train(cell(folder, tmp_path), NS)
+    with pytest.raises(QLoRAError, match='freed when the next run began. Its adapter is in'): generate(first, 'Hello')

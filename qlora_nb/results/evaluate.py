@@ -23,8 +23,10 @@ NO_RUN = 'nothing has been trained in this notebook yet: run %qlora_train first'
 def _trained(run):
     if run is None: raise QLoRAError(NO_RUN)
     if run.running: raise QLoRAError(f'{run.name} is still running: wait for it, or stop it with %qlora_stop')
-    if run.model is None: raise QLoRAError(f'{run.name} has no model to ask: it {run.status}')
-    return run.model
+    if run.model is not None: return run.model
+    freed = 'its model was freed when the next run began' if run.status in ('finished', 'stopped') and run.adapter else f'it {run.status}'
+    where = f'. Its adapter is in {run.adapter}' if run.adapter else ''
+    raise QLoRAError(f'{run.name} has no model to ask: {freed}{where}')
 
 @contextmanager
 def base_model(

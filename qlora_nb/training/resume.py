@@ -155,7 +155,7 @@ def merged(
 ): # Config
     "The run's config with what was changed in the cell"
     then,now = cell_then.flat,cell_now.flat
-    own = cell_now.sources['training.eval_strategy']=='cell' # Otherwise it was derived, from rows that the run may not have
+    own = cell_now.sources['training.eval_strategy'] in ('cell', 'variable') # Otherwise it was derived, from rows that the run may not have
     new = {key: value for key,value in now.items() if value!=then.get(key) and (own or key!='training.eval_strategy')}
     if new.keys()&set(LENGTH): new = dict.fromkeys(LENGTH)|new
     return run.with_(**new) if new else run

@@ -20,7 +20,7 @@ from ..store.files import flaw, write_whole
 from .report import run_html, run_text
 from .resume import extension, merged
 from .run import Abandoned, Run
-from .saving import copy_to_mirror, why_unwritten
+from .saving import RESCUE, copy_to_mirror, why_unwritten
 from .setup import check_changes, collect, load_model, look
 
 # %% ../../nbs/training/start.ipynb #e1f6d7fa
@@ -139,7 +139,8 @@ def new_run(
 # %% ../../nbs/training/start.ipynb #ee3f71ee
 def let_go(earlier, run):
     "Free the model of an earlier run of this kernel, before the next one is loaded"
-    if earlier is run: return
+    if earlier.error is not None and RESCUE in str(earlier.error): # Nothing is lost before it is saved
+        return run.note(f'the model of {earlier.name} stays in memory beside this one, since it could not be saved')
     if earlier.model is not None: earlier.note(f'its model was freed when {run.name} began')
     earlier.model = earlier.trainer = None
     gc.collect()
