@@ -6,7 +6,7 @@ import huggingface_hub, pytest, tiny
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from qlora_nb.errors import QLoRAError
-from qlora_nb.store.mirror import pull
+from qlora_nb.store.mirror import identity, pull, push
 from qlora_nb.store.checkpoints import checkpoints
 from qlora_nb.store.folder import find_run
 from qlora_nb.training.start import resume, train
@@ -36,6 +36,9 @@ class Hub:
             (at/n).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder_path/n, at/n)
         self.commits += 1
+    def hf_hub_download(self, repo, name):
+        self._asked()
+        return str(self.root/repo/name)
     def snapshot_download(self, repo, allow_patterns, local_dir):
         for n in filter_repo_objects(self.list_repo_files(repo), allow_patterns=allow_patterns):
             into = Path(local_dir)/n
@@ -46,7 +49,7 @@ class Hub:
 def hub(tmp_path, monkeypatch):
     h = Hub(tmp_path/'hub')
     monkeypatch.setattr(huggingface_hub, 'HfApi', h.api)
-    monkeypatch.setattr(huggingface_hub, 'snapshot_download', h.snapshot_download)
+    for name in ('snapshot_download', 'hf_hub_download'): monkeypatch.setattr(huggingface_hub, name, getattr(h, name))
     return h
 
 def mirrored(folder, out, place='hf://mira/runs', **training): return cell(folder, out, **training).replace(f'output_dir: {out}', f"output_dir: {out}, mirror_dir: '{place}'")
@@ -78,6 +81,15 @@ def test_a_hub_that_fails_later_ends_no_run(folder, tmp_path, hub):
     def cut(run): hub.fails = ConnectionError('no route')
     run = train(mirrored(folder, tmp_path/'out', max_steps=2), ROWS, name='run', on_change=tiny.at_step(1, cut))
     assert run.status=='finished' and sum('the copy in hf://mira/runs is behind: the hub cannot be reached' in n for n in run.notes)==1
+
+def test_two_sessions_with_runs_of_one_name_keep_both(folder, tmp_path, hub):
+    "Colab's disk is empty in each session, so only the repository knows that the name is taken"
+    first = train(mirrored(folder, tmp_path/'monday', max_steps=2), ROWS, name='run')
+    second = train(mirrored(folder, tmp_path/'tuesday', max_steps=2, seed=7), ROWS, name='run')
+    assert (first.name, second.name)==('run', 'run-2') and {p.name for p in (hub.root/'mira'/'runs').iterdir()}=={'run', 'run-2'}
+    third = second.folder.rename(second.folder.parent/'run') # Began at the same moment, so that neither saw the other's name
+    push(third, 'hf://mira/runs', ['run.json'])
+    assert len(list((hub.root/'mira'/'runs').glob('run-*')))==2 and identity(hub.root/'mira'/'runs'/'run')==identity(first.folder)
 
 def test_which_run_is_meant(tmp_path, hub):
     for n in ('a', 'b'):

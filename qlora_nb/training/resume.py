@@ -9,6 +9,7 @@ __all__ = ['REFUSED', 'SCHEDULE', 'LENGTH', 'SPLIT', 'ROWS', 'SILENT', 'HEAD', '
 # %% ../../nbs/training/resume.ipynb #7ecc5aed
 import json, re
 from dataclasses import dataclass
+from textwrap import shorten
 from ..errors import QLoRAError
 from ..methods.register import METHODS, find_method
 from ..render import Shown, html_table, text_table
@@ -78,14 +79,20 @@ def rule_of(
     if key=='training.optim': return 'applied', 'its state starts anew'
     return 'applied', ''
 
-def _of_config(was, now, same_rows):
+# %% ../../nbs/training/resume.ipynb #fb575cd5
+def _changed(was, now):
+    "Keys that are not as they were, with both values"
+    pairs = {key: (_plain(was.get(key)), _plain(now[key])) for key in now}
+    return {key: pair for key,pair in pairs.items() if pair[0]!=pair[1]}
+
+def _of_config(was, now, same_rows, same_base):
     "Changes of single keys"
     method = find_method(now['method'])
-    for key in now:
-        before,today = _plain(was.get(key)),_plain(now[key])
-        if before==today or key in (*LENGTH, *SPLIT) or key.startswith(SILENT): continue
-        if not key.startswith(ROWS): yield Change(key, before, today, *rule_of(key, method))
-        elif same_rows: yield Change(key, before, today, 'no effect', 'the rows are the same')
+    for key,pair in _changed(was, now).items():
+        if key in (*LENGTH, *SPLIT) or key.startswith(SILENT): continue
+        if same_base and key in ('model', 'revision'): yield Change(key, *pair, 'no effect', 'the weights are the same')
+        elif not key.startswith(ROWS): yield Change(key, *pair, *rule_of(key, method))
+        elif same_rows: yield Change(key, *pair, 'no effect', 'the rows are the same')
 
 # %% ../../nbs/training/resume.ipynb #1bab09dd
 def _of_batch(was, now):
@@ -101,15 +108,23 @@ def _of_batch(was, now):
     why = 'the position in the data is counted in steps of the same size'
     yield Change('rows per step', f'{before} = {total}', f'{today} = {total_now}', 'refused', why)
 
-def _of_data(was, now):
+def _causes(was, now):
+    "The keys that made the rows others, in words"
+    keys = {key: pair for key,pair in _changed(was, now).items() if key.startswith(ROWS)}
+    if not keys: return 'no key of the config changed, so the rows themselves did, or the template of the tokenizer'
+    def short(value): return shorten(_shown(value), 60, placeholder=' …')
+    return '; '.join(f'{key} was {short(before)} and is {short(today)}' for key,(before,today) in keys.items())
+
+def _of_data(was, now, causes):
     def short(sha): return str(sha)[:8]
     def train(data): return f'{data.get("rows")} rows, {short(data.get("train"))}'
-    if was.get('train')!=now.get('train'):
-        yield Change('training rows', train(was), train(now), 'refused', 'the position in the data would mean something else')
+    why = f'the position in the data would mean something else; {causes}'
+    if was.get('train')!=now.get('train'): yield Change('training rows', train(was), train(now), 'refused', why)
     before,today = was.get('validation'),now.get('validation')
     why = 'validation losses before and after are of different rows'
     if before!=today: yield Change('validation rows', short(before), short(today), 'applied', why)
 
+# %% ../../nbs/training/resume.ipynb #e9ae2e85
 def _of_length(was, now, step):
     before,today = was.get('total'),now.get('total')
     if before==today: return
@@ -127,15 +142,27 @@ def _of_machine(was, now):
     for package in today:
         if before.get(package)!=today[package]: yield Change(package, before.get(package), today[package], 'applied', near)
 
+def _of_base(was, now):
+    "Other weights under the old name: a folder that was written to, or a branch on the hub that moved"
+    before,today = was.get('weights'),now.get('weights')
+    if not before or not today or before==today: return
+    commit = before.removeprefix('commit ')
+    back = f'; `revision: {commit}` brings those back' if before!=commit else ''
+    yield Change('base weights', before[:15], today[:15], 'refused', f'the adapter was trained on the earlier ones{back}')
+
 def compare(
-    was:dict, now:dict, # As in `run.json`: `resolved`, `data`, `total`, `device`, `versions`
+    was:dict, now:dict, # As in `run.json`: `resolved`, `data`, `weights`, `total`, `device`, `versions`
     step:int # Of the checkpoint
 )->Changes:
     "What changed between a checkpoint and the run that is to resume from it"
+    before,today = was['resolved'],now['resolved']
     same_rows = was['data'].get('train')==now['data'].get('train')
-    config = [*_of_config(was['resolved'], now['resolved'], same_rows), *_of_batch(was['resolved'], now['resolved'])]
-    return Changes([*_of_data(was['data'], now['data']), *config, *_of_length(was, now, step), *_of_machine(was, now)])
+    same_base = bool(was.get('weights')) and was['weights']==now.get('weights')
+    data = _of_data(was['data'], now['data'], _causes(before, today))
+    config = [*_of_config(before, today, same_rows, same_base), *_of_base(was, now), *_of_batch(before, today)]
+    return Changes([*data, *config, *_of_length(was, now, step), *_of_machine(was, now)])
 
+# %% ../../nbs/training/resume.ipynb #f84f5819
 def refuse(
     name:str, # Of the run
     changes:Changes # From `compare`

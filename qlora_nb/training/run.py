@@ -53,6 +53,8 @@ HOW_TO_STOP = ('To stop, interrupt the kernel (■): the current step finishes a
 
 class _Answers(Shown):
     "What can be asked of a run"
+    how_to_stop = HOW_TO_STOP # The line below the panel
+
     @property
     def name(self): return self.folder.name
     @property
@@ -116,11 +118,11 @@ class Run(_Answers):
     resumed: Path|None = None # Checkpoint
     changes: object = None # `resume.Changes` since that checkpoint
     kept: dict = field(default_factory=dict) # Variable → rows, read back from the run folder
-    refused: bool = False # Whether resuming was refused, so that the folder stays as it was
+    facts: dict = field(default_factory=dict) # What the result depends on, for `run.json`
+    untouched: bool = False # Whether it was not taken up yet, so that its folder stays as it was
     # Who watches it
     watchers: list = field(default_factory=list) # Functions called with the run whenever something changed
     shown: bool = False # Whether a panel has shown it, so that it is not shown again as its cell's value
-    how_to_stop: str = HOW_TO_STOP # The line below the panel
     own_seconds: float = 0. # Time spent in watching and saving
     trial_seconds: float = 0. # Time spent on the trial of the longest batch
     terminated: bool = False # Whether the process was asked to end (SIGTERM)
@@ -131,7 +133,7 @@ class Run(_Answers):
     _done: Event = field(default_factory=Event) # The watchers have shown the end
 
     def __post_init__(self):
-        self.folder = Path(self.folder)
+        self.folder = Path(self.folder).absolute()
         self.lock = Lock(self.folder).take()
         self.where,self.total = self.where or str(self.config.model),self.config.training.max_steps
         self.notes = [*self.config.notes, *self.notes]
@@ -157,6 +159,7 @@ def _finite_or_none(value): return None if isinstance(value, float) and not math
 @patch
 def event(self:Run, kind:str, **values):
     "Append one line to `events.jsonl`"
+    if self.untouched: return
     facts = dict(time=round(time.time(), 3), event=kind, step=self.step)
     facts |= {k: _finite_or_none(v) for k,v in values.items()}
     line = redact(json.dumps(facts, default=str))

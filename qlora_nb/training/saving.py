@@ -81,7 +81,7 @@ class Saving:
         "Write beside, seal, rename; then let go of the oldest"
         run = self.run
         beside = run.folder/'.saving'/target.name
-        if not flaw(target, content=False): return
+        if not flaw(target): return
         shutil.rmtree(beside.parent, ignore_errors=True)
         super()._save_checkpoint(model, None)
         (beside/PROGRESS).write_text(json.dumps(self.progress_now()))

@@ -14,6 +14,7 @@ from ..tokens.checks import check_ids
 from ..tokens.gate import prepare
 from ..data.sources import table_parts
 from ..errors import QLoRAError
+from ..facts.checkpoint import weights_id
 from ..facts.hardware import precision
 from ..facts.machine import detect, pick_gpu
 from ..methods.register import find_method
@@ -28,7 +29,7 @@ from ..store.checkpoints import curves, events, rewind, step_of
 from ..store.folder import fingerprint, read_about, versions, write_about
 from ..store.files import sync, write_whole
 from .guard import longest_rows
-from .loading import load_base, load_tokenizer
+from .loading import load_base, load_tokenizer, model_source
 from .measure import meter
 from .resume import compare, refuse
 from .saving import read_progress, why_unwritten
@@ -152,27 +153,24 @@ def collect(run, space):
 
 # %% ../../nbs/training/setup.ipynb #2852ed47
 def check_changes(run, space=None):
-    "Write down what the run depends on; for a run that is resumed, compare that with what was, and refuse or apply"
+    "Note what the result of the run depends on; for a run that is resumed, compare that with what was, and refuse or apply"
     rows,validation,config = run.data.train.dataset,run.data.validation,run.config
     data = dict(train=fingerprint(rows), rows=len(rows), validation=validation and fingerprint(validation.dataset))
-    now = dict(resolved=config.flat, fingerprint=config.fingerprint, versions=versions(), kinds=config.kinds, data=data,
-        device=f'{run.device.kind}: {run.device.name}', planned=run.memory.planned)
-    if run.resumed: _apply_changes(run, now)
-    write_about(run.folder, **now, status='loading')
-
-def _apply_changes(run, now):
-    was,step = read_about(run.folder),step_of(run.resumed)
-    training,run.refused = run.config.training,True
+    weights = weights_id(model_source(config.model), config.revision)
+    run.facts = dict(resolved=config.flat, fingerprint=config.fingerprint, versions=versions(), kinds=config.kinds, data=data,
+        weights=weights, device=f'{run.device.kind}: {run.device.name}', planned=run.memory.planned)
+    if not run.resumed: return write_about(run.folder, **run.facts, status='loading')
+    was,training = read_about(run.folder),config.training
     run.total = training.max_steps or math.ceil(training.num_train_epochs*was['steps_per_epoch'])
-    run.changes = compare(was, now | dict(total=run.total), step)
+    run.changes = compare(was, run.facts | dict(total=run.total), step_of(run.resumed))
     refuse(run.name, run.changes)
-    run.refused = False
-    take_up(run, step)
 
-def take_up(run, step:int):
-    "Bring the values and the events of a run to where its checkpoint is"
-    progress = read_progress(run.resumed)
+def take_up(run):
+    "Bring the values and the events of a run to where its checkpoint is, and write down what it depends on now"
+    progress,step = read_progress(run.resumed),step_of(run.resumed)
+    run.untouched = False
     rewind(run.folder, step, progress['owed'])
+    write_about(run.folder, **run.facts, status='loading')
     run.losses,run.evals = curves(run.folder)
     run.samples = [(e['step'], e['answers']) for e in events(run.folder) if e['event']=='sample']
     run.step,run.seconds_before = step,progress['seconds']

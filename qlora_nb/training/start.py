@@ -7,21 +7,24 @@ __all__ = ['work', 'unexpected', 'keep_model', 'end', 'leave', 'current', 'new_f
            'old_run', 'config_of', 'resume']
 
 # %% ../../nbs/training/start.ipynb #1b598664
-import contextvars, gc, math, os, signal, sys, time
+import contextvars, gc, math, os, re, signal, sys, time, uuid
+from itertools import count
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from ..config.cell import parse
+from ..config.places import found_again, rooted
 from ..errors import QLoRAError
 from ..quiet import quiet
 from ..render import page
 from ..store.checkpoints import checkpoints, latest
 from ..store.folder import find_run, go_on, read_about, redact, versions, write_about
 from ..store.files import flaw, write_whole
+from ..store.mirror import catch_up, names_at
 from .report import run_html, run_text
 from .resume import extension, merged
 from .run import Abandoned, Run
 from .saving import RESCUE, copy_to_mirror, why_unwritten
-from .setup import check_changes, collect, load_model, look
+from .setup import check_changes, collect, load_model, look, take_up
 
 # %% ../../nbs/training/start.ipynb #e1f6d7fa
 def work(run, space):
@@ -42,6 +45,7 @@ def _train(run, space):
     from qlora_nb.training.trainer import learn, make_trainer
     run.trainer = make_trainer(run, load_model(run))
     _or_stop(run)
+    if run.resumed: take_up(run)
     learn(run)
     keep_model(run)
 
@@ -74,7 +78,7 @@ def end(run):
     try:
         run.ended = time.time()
         run.checkpoints = [p.name for p in checkpoints(run.folder)]
-        if not run.refused: leave(run)
+        if not run.untouched: leave(run)
     finally:
         run.lock.drop()
         run.finish()
@@ -106,31 +110,33 @@ def _alone():
 
 def new_folder(config, name:str|None=None)->Path:
     "Make a folder for a run; a number is added to a name that is taken"
-    first = Path(config.output.output_dir).expanduser()/(name or Path(config.model).name)
-    folder,n = first,1
-    while True:
+    place,taken = Path(config.output.output_dir),names_at(config.output.mirror_dir)
+    plain = re.sub(r'[^\w.+-]+', '-', name or Path(config.model).name).strip('.-') or 'run'
+    for n in count(1):
+        folder = place/(plain if n==1 else f'{plain}-{n}')
+        if folder.name in taken: continue
         try: folder.mkdir(parents=True)
-        except FileExistsError: n += 1
+        except FileExistsError: continue
         except OSError as e: raise QLoRAError(f'{folder} cannot be made: {e.strerror}', key='output.output_dir', value=str(folder)) from e
-        else: return folder
-        folder = first.with_name(f'{first.name}-{n}')
+        return folder
 
 # %% ../../nbs/training/start.ipynb #81adb9d8
 def new_run(
     config, # `Config`, or the text of a config cell
     name:str|None=None, # Name of the run folder; the model's name when left out
-    max_steps:int|None=None # Overrules the config, e.g. for a trial
+    max_steps:int|None=None, # Overrules the config, e.g. for a trial
+    namespace=() # Names of the notebook's variables
 )->Run: # A run that has its folder and has not started
     "Check that nothing else runs, and make the folder"
     _alone()
     if isinstance(config, str): config = parse(config)
-    cell = config.to_yaml()
+    cell,config = config.to_yaml(),rooted(config, namespace or ())
     if max_steps: config = config.with_(**{'training.max_steps': max_steps})
     run = Run(config, new_folder(config, name))
     made = time.strftime('%Y-%m-%d %H:%M:%S')
     try:
         write_whole(run.folder/'config.yaml', config.to_yaml())
-        write_about(run.folder, name=run.name, made=made, status='loading', cell=cell, versions=versions())
+        write_about(run.folder, id=uuid.uuid4().hex, name=run.name, made=made, status='loading', cell=cell, versions=versions())
     except OSError as e:
         message = f'{run.folder} cannot be written to: {why_unwritten(run.folder, e)}'
         raise QLoRAError(message, key='output.output_dir', value=str(run.folder)) from e
@@ -184,7 +190,7 @@ def train(
     on_change=None # Called with the run whenever something changed
 )->Run: # A run that ended
     "Fine-tune as the config says, and wait for it; raises QLoRAError"
-    return start(new_run(config, name, max_steps), namespace, on_change).wait()
+    return start(new_run(config, name, max_steps, namespace), namespace, on_change).wait()
 
 # %% ../../nbs/training/start.ipynb #7e53c18b
 def old_run(
@@ -200,9 +206,10 @@ def old_run(
     if isinstance(config, str): config = parse(config)
     if config: output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
     folder = find_run(name, output_dir, mirror_dir)
-    about = read_about(folder)
     _trusted(folder, config)
-    run = Run(config_of(folder, about, config, extend, micro_batch), folder)
+    further = catch_up(folder, mirror_dir)
+    about = read_about(folder)
+    run = Run(config_of(folder, about, config, extend, micro_batch), folder, untouched=True, notes=further)
     try: _find_checkpoint(run, about, extend)
     except QLoRAError:
         run.lock.drop()
@@ -225,6 +232,7 @@ def _find_checkpoint(run, about, extend):
     if 'data' not in about or 'steps_per_epoch' not in about:
         raise QLoRAError(f'{run.folder} lacks facts about the run it holds: its run.json is not of a run that trained')
     if about['status']!='finished' or extend or run.config.flat!=config_of(run.folder, about).flat: return
+    copy_to_mirror(run) # Its end may have come before the copy's
     command,total = f'{go_on(run.folder)} --extend',about.get('total')
     raise QLoRAError(f'{run.name} is finished: {total} of {total} steps. To train longer: {command} 30, or {command} "1 epoch"')
 
@@ -237,8 +245,10 @@ def config_of(
     micro_batch:int|None=None # As for `old_run`
 ): # Config
     "The config that a run is resumed with"
-    config = parse((folder/'config.yaml').read_text())
-    if cell is not None: config = merged(config, parse(about['cell']), cell)
+    then = parse(about['cell'])
+    config = found_again(parse((folder/'config.yaml').read_text()), then)
+    if cell is not None: config = merged(config, then, cell)
+    config = rooted(config, [p.stem for p in (folder/'data').glob('*.parquet')])
     changes = {}
     if extend: changes |= {'training.max_steps': about['total']+_more_steps(extend, about), 'training.num_train_epochs': None}
     if micro_batch: changes |= _split(config.training, micro_batch)

@@ -149,7 +149,7 @@ class TrainMagics(Notebook):
         if args.resume is not None and args.max_steps: raise QLoRAError(NO_MAX_STEPS, key='%qlora_train')
         if args.resume is not None: return old_run(args.resume, self.config_cell, args.extend, args.micro_batch, folder)
         if args.extend or args.micro_batch: raise QLoRAError(NEEDS_RESUME, key='%qlora_train')
-        return new_run(self.needs_config(), args.name, args.max_steps)
+        return new_run(self.needs_config(), args.name, args.max_steps, self.shell.user_ns)
 
     @line_magic
     @takes()
