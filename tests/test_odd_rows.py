@@ -9,6 +9,7 @@ from qlora_nb.data.sources import parts
 from qlora_nb.data.splits import split_off
 from qlora_nb.data.turns import tools_of
 from qlora_nb.errors import QLoRAError
+from qlora_nb.tokens import batching
 from qlora_nb.tokens.gate import prepare
 
 @pytest.fixture(autouse=True)
@@ -631,3 +632,14 @@ def test_answers_all_marked_no():
 def test_an_unknown_role_is_refused_in_a_short_line(row): assert len(refused_rows([dict(messages=[row, HI[1]])]))<300
 
 def test_an_unknown_form_is_refused_in_a_short_line(): assert len(refused([{'c'*500: 'a', 'd'*500: 'b'}]))<300
+
+@pytest.mark.parametrize('name', ['Größe.jsonl', 'Ordner ü/Zeilen 🐈.jsonl', 'données.csv'])
+def test_files_whose_names_are_not_english(name, folder):
+    (folder/name).parent.mkdir(exist_ok=True)
+    (folder/name).write_text('prompt,completion\na,b\n' if name.endswith('.csv') else json.dumps(P))
+    d = prepare(parse(f'model: demo\ndata: {{train: {name}}}\ntraining: {{max_length: 200}}'), tiny.tokenizer(), {})
+    assert len(d.train)==1 and d.train.at(0)==f'{name.split("/")[-1]}, line {2 if name.endswith(".csv") else 1}'
+
+def test_one_row_in_a_batch_that_is_larger_than_the_set():
+    d = prepare(parse('model: demo\ndata: {train: rows}\ntraining: {max_length: 200, per_device_train_batch_size: 8, gradient_accumulation_steps: 4}'), tiny.tokenizer(), dict(rows=[P]))
+    assert len(d.train)==1 and 'steps per epoch' in str(d) and batching.steps_per_epoch(1, 8, 4)==1

@@ -416,3 +416,21 @@ def test_a_system_text_that_training_drops_is_in_no_prompt():
     d = ready(tok, [dict(prompt='Hi', completion='Yo')], system='Rule')
     assert d.train.findings['no_system'].rows==1 and text(tok, d.train.dataset[0]['input_ids'])=='<s>[INST] Hi[/INST] Yo</s>'
     assert d.template.prompt(tok, d.prompts.messages('Hi'))=='<s>[INST] Hi[/INST]'
+
+@pytest.mark.parametrize('turns', [10, 80, 330])
+@pytest.mark.parametrize('name', ['chatml', 'llama-3', 'qwen3'])
+def test_a_long_chat_is_rendered_a_few_times_and_not_once_a_turn(name, turns, monkeypatch):
+    from qlora_nb.tokens.templates import Template
+    rendered,original = [],Template.text
+    def counted(self, *args, **kw):
+        rendered.append(original(self, *args, **kw))
+        return rendered[-1]
+    monkeypatch.setattr(Template, 'text', counted)
+    tok = tokenizer(name)
+    e = encode(tok, choose_template(tok), said(*[o for i in range(turns) for o in (('user', 'word '*60), ('assistant', f'answer {i}'))]))
+    assert sum(map(len, rendered))<=3.5*len(rendered[0]) and all(f'answer {i}' in learned(tok, e) for i in (0, turns-1))
+
+def test_two_questions_in_a_row_are_refused_with_the_way_out():
+    talk = said(('user', 'a'), ('user', 'b'), ('assistant', 'c'))
+    d = ready(tokenizer('gemma'), [dict(messages=talk), *tiny.rows(9)])
+    assert f'{ALTERNATE}. join turns of one role that follow each other, or choose another data.chat_template' in str(d.train.findings['refused'])
