@@ -83,7 +83,7 @@ PARTLY = { # file → (content, rows that are read, the line of its problem)
     'open.csv': (b'prompt,completion\na,b\n"c,d\ne,f\n', 1, 'open.csv, line 3: a quote is opened here and never closed: it swallows all 2 lines to the end of the file'),
     'inner.csv': (b'prompt,completion\na,b\n"c"d",e\nf,g\n', 2, 'inner.csv, line 3: unescaped quote inside a quoted field: write it twice ("")'),
     'role.jsonl': ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{"messages": [{"role": "usr", "content": "a"}]}\n', 1,
-        "role.jsonl, line 2, column messages: unknown role 'usr'; allowed are user, human, prompter, customer, assistant, gpt, bot, model, chatgpt, agent, system, developer, tool, function, observation, ipython, tool_response, function_call, tool_call. Did you mean 'user'?"),
+        "role.jsonl, line 2, column messages: unknown role 'usr'; allowed are user, assistant, system, tool, function_call and common synonyms, such as human and gpt. Did you mean 'user'?"),
     'turn.jsonl': ('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": [{"role": "user", "text": "a"}]}\n', 1, "turn.jsonl, line 2, column messages: message 1 has no 'content'; its keys are role, text"),
     'turns.jsonl': ('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": {"role": "user"}}\n', 1, 'turns.jsonl, line 2, column messages: expected a list of messages, got an object'),
     'strings.jsonl': ('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": ["a"]}\n', 1, "strings.jsonl, line 2, column messages: expected messages with 'role' and 'content', got text in the list"),

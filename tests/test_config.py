@@ -56,6 +56,7 @@ def test_defaults():
     assert (c.trust_remote_code, c.output.output_dir, c.tracking.report_to, c.hardware.gpu)==(False, 'runs', 'none', 'auto')
 
 @pytest.mark.parametrize('line, key, value', [
+    ('training: {max_length: 010}', 'training.max_length', 10), ('training: {max_length: 1_024}', 'training.max_length', 1024),
     ('training: {learning_rate: 1e-4}', 'training.learning_rate', 1e-4), ('training: {learning_rate: 1E-4}', 'training.learning_rate', 1e-4),
     ('training: {learning_rate: 2e-5}', 'training.learning_rate', 2e-5), ('training: {max_length: 2_048}', 'training.max_length', 2048),
     ('lora: {r: "8"}', 'lora.r', 8), ('training: {warmup_steps: 10}', 'training.warmup_steps', 10), ('training: {warmup_steps: 0.1}', 'training.warmup_steps', 0.1),

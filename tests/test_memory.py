@@ -302,6 +302,8 @@ def published():
     return module
 
 
+def test_a_published_row_in_an_unknown_unit_is_skipped(): assert published().skip(dict(value=5, unit='furlong')).startswith("unknown unit 'furlong', not one of ")
+
 def test_published_measurements(tmp_path, capsys):
     "Median, 90th percentile and worst error of tier A, and the verdicts of the other tiers"
     p = published()

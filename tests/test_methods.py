@@ -10,6 +10,7 @@ from qlora_nb.config.schema import Settings
 from qlora_nb.config.value import Config, _Page
 from qlora_nb.methods.register import METHODS, OF_JOB, TAKEN, register
 from qlora_nb.simulation.job import Job
+from qlora_nb.training.resume import SPLIT, compare
 from qlora_nb.training.start import resume, train
 from test_resume import final
 
@@ -64,6 +65,12 @@ def test_what_is_fixed_may_not_change(norms, folder, tmp_path):
     run = train(cell(folder, tmp_path), ROWS, name='run', on_change=tiny.at_step(1, stop))
     with pytest.raises(QLoRAError, match='norms.last was True and is False now .other weights are trained.'):
         resume(str(run.folder), parse(cell(folder, tmp_path).replace('last: true', 'last: false')), ROWS)
+
+@pytest.mark.parametrize('was,now,rule', [('pissa', True, 'refused'), (True, 'pissa', 'refused'), ('olora', 'pissa', 'refused'), ('gaussian', 'olora', 'refused'), (True, 'gaussian', 'no effect')])
+def test_a_start_that_changes_the_base_may_not_change(was, now, rule):
+    def of(initial): return dict(resolved={'method': 'lora', 'lora.init_lora_weights': initial, **dict.fromkeys(SPLIT, 1)}, data={}, total=4)
+    changed, = compare(of(was), of(now), 2).items
+    assert (changed.what, changed.rule)==('lora.init_lora_weights', rule) and ('base weights' in changed.why)==(rule=='refused')
 
 class Listed(Section):
     names: list = []

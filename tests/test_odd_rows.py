@@ -9,6 +9,7 @@ from qlora_nb.data.sources import parts
 from qlora_nb.data.splits import split_off
 from qlora_nb.data.turns import tools_of
 from qlora_nb.errors import QLoRAError
+from qlora_nb.tokens import batching
 from qlora_nb.tokens.gate import prepare
 
 @pytest.fixture(autouse=True)
@@ -282,7 +283,27 @@ def test_validation_rows_may_have_columns_of_their_own():
     with pytest.raises(QLoRAError) as e: prepare(cell(validation='held'), tiny.tokenizer(), space)
     assert 'the columns dialogue, summary1, summary2 have no known form' in line(e)
     d = prepare(cell(validation='held', validation_prompt='dialogue', validation_completion='summary1'), tiny.tokenizer(), space)
-    assert d.validation.messages[0]==said(('user', 'd2'), ('assistant', 's1')) and 'validation: columns that are not used: summary2' in d.notes
+    assert d.validation.messages[0]==said(('user', 'Summarize the following text.\n\nd2'), ('assistant', 's1')) and 'validation: columns that are not used: summary2' in d.notes
+
+def test_validation_columns_begin_as_the_prompts_of_training_do():
+    space = dict(rows=[dict(dialogue='d', summary='s')]*5, held=[dict(talk='d2', short='s1')]*5)
+    def asked(column, **more): return prepare(cell(validation='held', validation_prompt=column, validation_completion='short', **more), tiny.tokenizer(), space)
+    for prompt in ('talk', '{talk}'):
+        d = asked(prompt)
+        assert [d.train.messages[0][0]['content'], d.validation.messages[0][0]['content']]==['Summarize the following text.\n\nd', 'Summarize the following text.\n\nd2']
+    assert d.validation.form=='your own template' and not any(o.startswith('validation: dialogue_summary') for o in d.notes)
+    assert asked('Shorten: {talk}').validation.messages[0][0]['content']=='Shorten: d2'
+    assert asked('talk', prompt='{dialogue}', completion='summary').validation.messages[0][0]['content']=='d2'
+
+@pytest.mark.parametrize('held,data,said', [
+    (dict(a='x', b='y'), {}, 'data.validation_prompt: the columns a, b have no known form. Set data.validation_prompt and data.validation_completion to say which text is the prompt and which the answer'),
+    (dict(a='x', b='y'), dict(prompt='prompt', completion='completion'), "data.validation_prompt: no column 'prompt'; the columns are a, b."),
+    (dict(a='x', b='y'), dict(validation_prompt='a', validation_completion='bb'), "data.validation_completion: no column 'bb'; the columns are a, b. Did you mean 'b'?"),
+    (dict(messages=HI, images=['a.png']), {}, "data.validation: the column 'images' holds pictures or sound, and only text can be trained on. "
+        'Leave it out, or set data.validation_prompt and data.validation_completion')])
+def test_a_refusal_of_validation_rows_names_their_keys(held, data, said):
+    with pytest.raises(QLoRAError) as e: prepare(cell(validation='held', **data), tiny.tokenizer(), dict(rows=PAIRS, held=[held]*5))
+    assert line(e)==said
 
 # ---- packages that are not there
 
@@ -585,3 +606,40 @@ def test_bad_answers_that_come_first_are_left_out():
     made = [dict(prompt=f'q{i}', completion=f'a{i}', label=int(i>=120)) for i in range(130)]
     seen = rows(made)
     assert len(seen.messages)==10 and seen.left_out==120
+
+KTO = [dict(prompt=f'q{i}', completion=f'a{i}') for i in range(130)]
+
+@pytest.mark.parametrize('bad,good', [(0, 1), ('0', '1'), ('no', 'yes')])
+@pytest.mark.parametrize('column', ['label', 'Label', 'weight', 'kto_tag'])
+def test_a_mark_is_found_however_late_it_changes(column, bad, good):
+    made = [row | {column: good if i>=120 else None if i<50 else bad} for i,row in enumerate(KTO)]
+    seen = rows(made)
+    assert (seen.rows, seen.left_out)==(60, 70) and not any('not used' in o for o in seen.notes)
+
+def test_a_mark_of_one_file_is_one_in_the_next(folder):
+    for name,label in (('bad.jsonl', 0), ('good.jsonl', 1)): (folder/'set'/name).parent.mkdir(exist_ok=True), (folder/'set'/name).write_bytes(jsonl([o | dict(label=label) for o in PQ]))
+    seen = inspect('set', {})
+    assert (seen.rows, seen.left_out)==(3, 3) and seen.at(0)=='good.jsonl, line 1'
+
+def test_a_mark_holds_for_rows_of_another_form():
+    seen = rows([*[dict(prompt='q', completion='a', label=1)]*3, dict(messages=HI, label=0), dict(messages=HI, label=1)])
+    assert texts(seen)==[['q', 'a']]*3+[['Hi', 'Yo']] and seen.left_out==1
+
+def test_answers_all_marked_no():
+    with pytest.raises(QLoRAError, match='2 are marked as bad answers'): rows([dict(prompt='p', completion='c', label='no')]*2)
+
+@pytest.mark.parametrize('row', [dict(role='x'*500, content='Hi'), dict(role='moderator', content='Hi')])
+def test_an_unknown_role_is_refused_in_a_short_line(row): assert len(refused_rows([dict(messages=[row, HI[1]])]))<300
+
+def test_an_unknown_form_is_refused_in_a_short_line(): assert len(refused([{'c'*500: 'a', 'd'*500: 'b'}]))<300
+
+@pytest.mark.parametrize('name', ['Größe.jsonl', 'Ordner ü/Zeilen 🐈.jsonl', 'données.csv'])
+def test_files_whose_names_are_not_english(name, folder):
+    (folder/name).parent.mkdir(exist_ok=True)
+    (folder/name).write_text('prompt,completion\na,b\n' if name.endswith('.csv') else json.dumps(P))
+    d = prepare(parse(f'model: demo\ndata: {{train: {name}}}\ntraining: {{max_length: 200}}'), tiny.tokenizer(), {})
+    assert len(d.train)==1 and d.train.at(0)==f'{name.split("/")[-1]}, line {2 if name.endswith(".csv") else 1}'
+
+def test_one_row_in_a_batch_that_is_larger_than_the_set():
+    d = prepare(parse('model: demo\ndata: {train: rows}\ntraining: {max_length: 200, per_device_train_batch_size: 8, gradient_accumulation_steps: 4}'), tiny.tokenizer(), dict(rows=[P]))
+    assert len(d.train)==1 and 'steps per epoch' in str(d) and batching.steps_per_epoch(1, 8, 4)==1

@@ -65,6 +65,13 @@ def test_the_training_stack_is_that_of_the_installed_packages():
     assert any(n.startswith('Training stack: ') and version('trl') in n and version('transformers') in n for n in p.notes) and p.job.stack.why
 
 
+def test_without_trl_autocast_follows_the_dtype_too(monkeypatch):
+    from qlora_nb.facts import libraries
+    from qlora_nb.simulation.job import detect
+    def absent(package): return ''
+    monkeypatch.setattr(libraries, 'installed', absent)
+    assert [detect('cuda', dtype).autocast for dtype in ('float16', 'bfloat16', 'float32')]==['float16', 'bfloat16', None]
+
 def test_full_fine_tuning_is_priced_in_float32():
     f = plan(T4).options[0].job
     assert (f.method.name, f.dtype, f.optim, f.stack.autocast)==('full', 'float32', 'adamw_torch', None)

@@ -16,6 +16,7 @@ from qlora_nb.planning.terms import count
 from qlora_nb.quiet import quiet
 from qlora_nb.tasks.causal_lm import CAUSAL_LM
 from qlora_nb.training.loading import load_base, load_tokenizer, model_source
+from qlora_nb.training.setup import base_notes
 
 TEXT = dict(vocab_size=128, hidden_size=128, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2,
     head_dim=64, max_position_embeddings=256)
@@ -24,6 +25,7 @@ SIGHT = dict(hidden_size=64, depth=2, num_heads=2, intermediate_size=128, out_hi
 SIGLIP = dict(model_type='siglip_vision_model', hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
 FEW = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
 MODELS = dict(mixtral=TEXT | dict(num_local_experts=4), qwen3_moe=TEXT | FEW, gpt_oss=TEXT | dict(num_local_experts=4),
+    llama4_text=TEXT | dict(num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=128, interleave_moe_layer_step=1, pad_token_id=0),
     qwen3_next=TEXT | FEW | LINEAR | dict(shared_expert_intermediate_size=64), smollm3=TEXT | dict(pad_token_id=0), glm4=TEXT | dict(pad_token_id=0),
     qwen3_5=dict(text_config=TEXT | LINEAR | dict(model_type='qwen3_5_text'), vision_config=SIGHT), gpt2=dict(vocab_size=128, n_embd=128, n_layer=4, n_head=2),
     gemma3=dict(text_config=TEXT | dict(model_type='gemma3_text'), vision_config=SIGLIP, mm_tokens_per_image=4),
@@ -155,7 +157,7 @@ def trained(model):
 
 ATTENTION = {'q_proj', 'k_proj', 'v_proj', 'o_proj'}
 DENSE = ATTENTION | {'gate_proj', 'up_proj', 'down_proj'}
-SHAPES = [('mixtral', 1_835_008//2, .997, ATTENTION), ('qwen3_moe', 655_360, .996, ATTENTION), ('gpt_oss', 1_048_576, .997, ATTENTION),
+SHAPES = [('mixtral', 1_835_008//2, .997, ATTENTION), ('qwen3_moe', 655_360, .996, ATTENTION), ('gpt_oss', 1_048_576, .997, ATTENTION), ('llama4_text', 1_245_184, .998, ATTENTION),
     ('qwen3_next', 821_248, .99, ATTENTION | {'in_proj_qkvz', 'in_proj_ba', 'out_proj', 'shared_expert_gate'}), ('smollm3', None, 1, DENSE),
     ('glm4', None, 1, ATTENTION | {'gate_up_proj', 'down_proj'}), ('gemma3', None, .89, DENSE), ('qwen3_vl', None, .88, DENSE), ('gpt2', None, 1, {'c_attn', 'c_proj', 'c_fc'}),
     ('qwen3_5', None, .99, DENSE | {'in_proj_qkv', 'in_proj_z', 'in_proj_a', 'in_proj_b', 'out_proj'})]
@@ -229,7 +231,21 @@ def test_before_is_the_true_base_where_the_start_changes_it(tmp_path, initial):
     with torch.no_grad(), base_model(run) as shown: now = (shown(input_ids=ids).logits-wanted).abs().max().item()
     assert now==0 and (off>1e-3)==(initial is not True)
 
-@pytest.mark.parametrize('kind', ['mixtral', 'gpt_oss'])
+EXPERTS_SAID = 'The experts (experts.down_proj, experts.gate_up_proj) are {}, frozen and without adapters: only linear layers get adapters.'
+
+@pytest.mark.parametrize('bits,said', [(4, 'stored in 4 bits'), ('none', 'not quantised')])
+def test_plan_and_run_say_once_that_experts_are_frozen(checkpoint, bits, said):
+    folder = checkpoint('mixtral')
+    notes = plan(f'model: {folder}\ndata: {{train: demo}}\nquantization: {{bits: {bits}}}', gpu='A100 80GB').notes
+    assert notes.count(EXPERTS_SAID.format(said))==1
+    config = cell(bits=bits)
+    config.model = folder
+    assert base_notes(config, loaded(folder, bits=bits)).count(EXPERTS_SAID.format(said))==1
+
+def test_nothing_is_said_of_experts_where_there_are_none(checkpoint):
+    assert not any('experts' in note for note in plan(f"model: {checkpoint('smollm3')}\ndata: {{train: demo}}", gpu='T4').notes)
+
+@pytest.mark.parametrize('kind', ['mixtral', 'gpt_oss', 'llama4_text'])
 def test_a_run_with_experts_from_cell_to_answer(checkpoint, tmp_path, monkeypatch, kind):
     "Trained, saved, resumed and asked, with dropout as it is by default"
     from qlora_nb.results.evaluate import generate
@@ -241,7 +257,7 @@ def test_a_run_with_experts_from_cell_to_answer(checkpoint, tmp_path, monkeypatc
     run = train(text, dict(rows=tiny.rows(8)), name='experts')
     assert run.error is None and run.status=='finished' and len(run.losses)==2
     assert any(note.startswith('The base is quantised: 99.') for note in run.notes)
-    assert any(note.startswith('The experts are stored in 4 bits and frozen') for note in run.notes)
+    assert run.notes.count(EXPERTS_SAID.format('stored in 4 bits'))==1
     assert not any('no plan' in note for note in run.notes)
     longer = resume('experts', text, dict(rows=tiny.rows(8)), extend='1')
     assert longer.error is None and longer.step==3 and isinstance(generate(longer, 'who', max_new_tokens=2), str)

@@ -395,3 +395,42 @@ def test_the_share_that_is_advised_is_enough(most, empty):
 @pytest.mark.parametrize('spec,say', [('Cost {price:.2f}', ':.2f is not applied'), ('{name!r}', '!r is not applied'), ('{name:d}', ':d is not applied')])
 def test_a_format_that_no_text_takes_is_refused(spec, say):
     with pytest.raises(QLoRAError, match=say): ready(tokenizer('chatml'), [dict(name='n', price=1.5, a='b')]*3, prompt=spec, completion='a')
+
+@pytest.mark.parametrize('kind', ['plain', 'thinking', 'call'])
+@pytest.mark.parametrize('system', ['first', 'middle', 'none'])
+@pytest.mark.parametrize('name', SHAPES)
+def test_what_is_asked_is_the_beginning_of_what_is_trained(name, system, kind):
+    coder = encoder(name)
+    for turns in (1, 3):
+        ms = conversation(turns, system, kind)
+        e = coder.all([ms])[0]
+        if isinstance(e, str) or e['found'].keys() & {'lost', 'untrained'}: continue
+        asked = coder.template.prompt(coder.tok, ms[:-1])
+        ids = e['input_ids']
+        k = max(i for i in range(1, len(ids)) if e['labels'][i]!=-100 and e['labels'][i-1]==-100)
+        assert text(coder.tok, ids[:k])==asked
+
+def test_a_system_text_that_training_drops_is_in_no_prompt():
+    tok = tiny.tokenizer("{{ bos_token }}{% set sys=messages[0].content if messages[0].role=='system' else '' %}{% for m in messages if m.role!='system' %}"
+        "{% if m.role=='user' %}[INST] {{ sys+' ' if loop.last else '' }}{{ m.content }}[/INST]{% else %} {{ m.content+eos_token }}{% endif %}{% endfor %}")
+    d = ready(tok, [dict(prompt='Hi', completion='Yo')], system='Rule')
+    assert d.train.findings['no_system'].rows==1 and text(tok, d.train.dataset[0]['input_ids'])=='<s>[INST] Hi[/INST] Yo</s>'
+    assert d.template.prompt(tok, d.prompts.messages('Hi'))=='<s>[INST] Hi[/INST]'
+
+@pytest.mark.parametrize('turns', [10, 80, 330])
+@pytest.mark.parametrize('name', ['chatml', 'llama-3', 'qwen3'])
+def test_a_long_chat_is_rendered_a_few_times_and_not_once_a_turn(name, turns, monkeypatch):
+    from qlora_nb.tokens.templates import Template
+    rendered,original = [],Template.text
+    def counted(self, *args, **kw):
+        rendered.append(original(self, *args, **kw))
+        return rendered[-1]
+    monkeypatch.setattr(Template, 'text', counted)
+    tok = tokenizer(name)
+    e = encode(tok, choose_template(tok), said(*[o for i in range(turns) for o in (('user', 'word '*60), ('assistant', f'answer {i}'))]))
+    assert sum(map(len, rendered))<=3.5*len(rendered[0]) and all(f'answer {i}' in learned(tok, e) for i in (0, turns-1))
+
+def test_two_questions_in_a_row_are_refused_with_the_way_out():
+    talk = said(('user', 'a'), ('user', 'b'), ('assistant', 'c'))
+    d = ready(tokenizer('gemma'), [dict(messages=talk), *tiny.rows(9)])
+    assert f'{ALTERNATE}. join turns of one role that follow each other, or choose another data.chat_template' in str(d.train.findings['refused'])

@@ -1,14 +1,18 @@
-"The lessons are saved without the answers that `reveal` gives, so that a reader on GitHub or on the site can still guess: python tools/answers.py"
+"The lessons are saved without the answers that `reveal` gives, and its cells are folded, so that a reader can still guess: python tools/answers.py"
 import nbformat, re
 from course import lessons
 
 ANSWER = re.compile(r'^(?:You said [^\n]*? )?It is [^\n]*$', re.M)
 CLAIM = re.compile(r'^(?!✓ .*: …$)(✓ .*: )[^\n]*$', re.M) # Beside it, the same figure is asserted
 INSTEAD = 'Run this cell to see the answer.'
+FOLDED = dict(jupyter=dict(source_hidden=True), cellView='form') # The code of a cell in JupyterLab, and in Colab
 
 def hidden(nb)->bool:
-    "Replace the answers in the outputs of a notebook; whether there were any"
+    "Replace the answers in the outputs of a notebook, and fold the cells whose code states them; whether there were any"
     found = False
+    for cell in (o for o in nb.cells if 'reveal(' in o.source):
+        found |= any(cell.metadata.get(key)!=value for key,value in FOLDED.items())
+        cell.metadata.update(FOLDED)
     for cell in nb.cells:
         for output in cell.get('outputs', ()) if 'reveal(' in cell.source else ():
             if output.output_type!='stream': continue

@@ -9,8 +9,8 @@ __all__ = ['Asked', 'LeftOut', 'all_messages', 'to_messages']
 import re
 from dataclasses import dataclass
 from ..errors import QLoRAError
-from .forms import BAD, CHATS, MEDIA, Form, blank, turns_in
-from .mapping import RowError, as_text, check_spec, fill, names_in, variants
+from .forms import CHATS, MEDIA, Form, blank, turns_in
+from .mapping import BAD, RowError, as_text, check_spec, fill, names_in, variants
 from .decoding import How, described, listed
 from .turns import ROLES, Account, as_json, as_messages, as_tools, with_tools
 
@@ -42,6 +42,9 @@ def _label(v, column, names):
 # %% ../../nbs/data/messages.ipynb #9620d8d9
 _MEDIA = 'the column {!r} holds pictures or sound, and only text can be trained on. Leave it out, or set data.prompt and data.completion'
 
+def _words(spec): # → what a template has beside its columns
+    return re.sub(r'\{[^{}]*\}', '', spec).strip() if '{' in spec else ''
+
 @dataclass(frozen=True)
 class Asked:
     "What the config says about columns; empty for the form's own way"
@@ -49,18 +52,22 @@ class Asked:
     completion: str|None = None # The same; the column `completion` when left out
     system: str|None = None # Text, column or text with `{column}`, put before each conversation that has none
     how: How = How() # How files are read
-    use: str = '' # `validation_` where keys of that name are asked for
+    use: str = '' # `validation_` for rows of that use, whose keys begin with it
+    lead: str = '' # What training puts before each prompt, where the prompt is a column of the validation rows' own
 
     @classmethod
-    def of(cls, data, use:str='train'): # The section `data` of a config; or `validation`
+    def of(cls, data, use:str='train', lead:str=''): # The section `data` of a config; or `validation`; the lead of the training rows
         "What the config says for one use of the rows"
         how = How(data.header=='first', data.sample_by)
-        own = use=='validation' and (data.validation_prompt or data.validation_completion)
-        if not own: return cls(data.prompt, data.completion, data.system, how)
+        if use!='validation': return cls(data.prompt, data.completion, data.system, how)
         prompt,completion = data.validation_prompt or data.prompt,data.validation_completion or data.completion
-        return cls(prompt, completion, data.system, how, 'validation_')
+        alone = data.validation_prompt and not data.prompt and not _words(data.validation_prompt)
+        return cls(prompt, completion, data.system, how, 'validation_', lead if alone else '')
 
     def key(self, name): return f'data.{self.use}{name}'
+    def keyed(self, said): # A sentence with the keys of the training rows → with those of this use
+        return said.replace('data.prompt', self.key('prompt')).replace('data.completion', self.key('completion'))
+    def led(self, prompt): return self.lead+prompt if prompt else prompt
 
     def check(self, form:Form):
         "Refuse names that no column has, and columns that no text can replace"
@@ -71,8 +78,8 @@ class Asked:
         if self.prompt:
             check_spec(self.prompt, seen, prompt, form.paths)
             check_spec(self.completion or 'completion', seen, completion, form.paths)
-        elif form.media: raise QLoRAError(_MEDIA.format(form.media[0]), key='data.train')
-        elif form.name=='unknown': raise QLoRAError(form.unknown, key='data.prompt')
+        elif form.media: raise QLoRAError(self.keyed(_MEDIA.format(form.media[0])), key='data.validation' if self.use else 'data.train')
+        elif form.name=='unknown': raise QLoRAError(self.keyed(form.unknown), key=prompt)
         if self.system and '{' in self.system: check_spec(self.system, seen, 'data.system', form.paths)
         return self
 
@@ -259,7 +266,7 @@ def all_messages(
     if not asked.prompt: return [finished(_formed(row, form, told), row)]
     made,completion = [],asked.completion or 'completion'
     for each in variants(row, asked.named(row)):
-        prompt,answer = fill(asked.prompt, each),fill(completion, each)
+        prompt,answer = asked.led(fill(asked.prompt, each)),fill(completion, each)
         made.append(finished(_exchange(prompt, answer), each))
     return made
 

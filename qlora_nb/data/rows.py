@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from ..errors import QLoRAError, nearest
 from ..render import Shown, html_notes, html_table, text_table
-from .forms import BAD, FINE, GOOD, Form, Shapes
+from .forms import Form, Shapes
+from .mapping import BAD, FINE, mark_words
 from .messages import Asked, LeftOut, RowError, all_messages
 from .decoding import How, Unreadable, kind, listed
 from .sources import choose, parts
@@ -93,8 +94,8 @@ class Rows(Shown):
 def _sample(part): # → rows
     "The first rows; where a column says of all of them that they are bad, the first good one too, since such files are sorted"
     first = [row for _,row in islice(part.rows(), 100) if isinstance(row, dict)]
-    for column in GOOD:
-        if not first or not all(_word(row, column) in BAD for row in first): continue
+    for column,words in mark_words(first).items():
+        if not words or not words<={*BAD}: continue
         good = (row for _,row in part.rows() if isinstance(row, dict) and _word(row, column) in FINE)
         first += islice(good, 1)
     return first
@@ -149,7 +150,7 @@ def _check(part, form, asked, alone):
     except QLoRAError as e:
         problem = e.errors[0]
         where = '' if alone else f'{part.name}: '
-        table = kind(part.name) in ('.csv', '.tsv') and problem.message==form.unknown and asked.how.header
+        table = kind(part.name) in ('.csv', '.tsv') and problem.message==asked.keyed(form.unknown) and asked.how.header
         message = f'{where}{problem.message}{_NO_HEADER if table else ""}'
         raise QLoRAError(message, key=problem.key, value=problem.value, suggestion=problem.suggestion) from e
 
@@ -175,10 +176,9 @@ def read(
     flat = [(number, part) for number,found in enumerate(sources) for part in found]
     writer,every,told = Writer(folder, side),[],Account()
     try:
-        for n,(source,part) in enumerate(flat):
-            shapes = _checked(part, asked, group, strict, len(flat)==1)
-            every.append(shapes)
-            _read_part(part, n, source, shapes, (asked, group, told), writer)
+        every += [_checked(part, asked, group, strict, len(flat)==1) for _,part in flat]
+        marks = [o for shapes in every for o in shapes.marks]
+        for n,(source,part) in enumerate(flat): _read_part(part, n, source, every[n].marked(marks), (asked, group, told), writer)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -38,12 +38,14 @@ _WORDS = dict(line.split(': ') for line in _ROLES.strip().splitlines())
 ROLES = {word: role for role,words in _WORDS.items() for word in words.split()}
 _KEYS = (('role', 'content'), ('from', 'value'))
 
+def _short(text): return text if len(text)<=60 else f'{text[:59]}…'
+
 def _role(given, column):
     word = str(given).lower()
     if word in ROLES: return ROLES[word]
     near = nearest(word, ROLES)
     hint = f' Did you mean {near!r}?' if near else ''
-    raise RowError(column, f'unknown role {given!r}; allowed are {", ".join(ROLES)}.{hint}')
+    raise RowError(column, f'unknown role {_short(repr(given))}; allowed are {", ".join(_WORDS)} and common synonyms, such as human and gpt.{hint}')
 
 # %% ../../nbs/data/turns.ipynb #3d900f2c
 _TEXT_PARTS = ('text', 'input_text', 'output_text')

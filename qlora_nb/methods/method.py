@@ -46,7 +46,7 @@ class Method:
     remarks: Callable = _nothing # (section) → [(setting, what its value costs or does without saying so)]
     changes_base: Callable = _no_words # (section) → how the start changes the base weights; empty: they stay, and switching the adapter off shows them
     fixed: dict = field(default_factory=dict) # Setting → why a resumed run may not change it
-    initial: tuple = () # Settings that act only before step 1, so that a resumed run may change them to no effect
+    initial: tuple = () # Settings that act only before step 1: a resumed run may change them to no effect, unless a value changes the base
     bare: dict = field(default_factory=dict) # Settings of a job that names none, where they differ from the section's defaults
 
     def __hash__(self): return hash(self.name)

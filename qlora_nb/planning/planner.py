@@ -28,6 +28,7 @@ from .page import plan_markdown, plan_text
 from .page_html import plan_html
 from .page_json import plan_dict
 from ..render import Shown, fmt_bytes
+from ..methods.experts import experts_note
 from ..methods.full import FULL
 from ..methods.method import Method
 from ..methods.register import find_method
@@ -221,8 +222,7 @@ def _of_config(config, arch, device):
 
 def _experts_note(config, arch):
     experts = [l.name for l in arch.linears if l.kind=='experts']
-    if not experts or config.quantization.bits!=4: return ''
-    return f"The experts ({', '.join(experts)}) are stored in 4 bits and frozen: PEFT cannot train adapters on them."
+    return experts_note(experts, config.quantization.bits) if find_method(config.method).adapters else ''
 
 # %% ../../nbs/planning/planner.ipynb #1b950d0d
 DISAGREE = .03

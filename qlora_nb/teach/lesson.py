@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'todo', 'claim', 'Claims', 'claims', 'predict', 'reveal', 'Exercise', 'new_exercise', 'exercises',
-           'exercise', 'verdict', 'check', 'attempt', 'rehearse', 'Missing', 'needs', 'quietly', 'use_gpu']
+           'exercise', 'verdict', 'check', 'attempt', 'rehearse', 'Lacking', 'Missing', 'needs', 'go_on_without',
+           'quietly', 'use_gpu']
 
 # %% ../../nbs/teach/lesson.ipynb #4526b2f4
 import logging, math, os
@@ -13,6 +14,8 @@ from html import escape
 from importlib import import_module
 from pkgutil import iter_modules
 from warnings import catch_warnings
+
+from IPython import get_ipython
 
 from ..errors import QLoRAError, nearest
 from ..render import Shown, html_notes, html_table, tag, text_table
@@ -205,6 +208,8 @@ def rehearse(*names:str)->list: # Exercise and property, for each mistake
     return found
 
 # %% ../../nbs/teach/lesson.ipynb #05b43606
+class Lacking(QLoRAError): "A cell of a lesson needs a library that is not installed"
+
 class Missing:
     "Stands for a library that is not installed: whoever asks it for something is told what to install"
     def __init__(self, package): self._package = package
@@ -218,7 +223,20 @@ def needs(
     "Begin a cell that goes on with what a library gave"
     if not isinstance(library, Missing): return
     package = library._package
-    raise QLoRAError(f'this cell needs {package}, which is not installed here: run %pip install {package}. Cells without it run all the same')
+    raise Lacking(f'this cell needs {package}, which is not installed here: run %pip install {package}. Cells without it run all the same')
+
+# %% ../../nbs/teach/lesson.ipynb #c27b6da0
+def _one_line(shell, kind, error, trace, tb_offset=None): print(f'○ {error}')
+def _forgive(result):
+    if isinstance(result.error_in_exec, Lacking): result.error_in_exec = None
+
+def go_on_without(
+    shell # IPython's; None outside it
+)->None:
+    "A cell that lacks a library prints one line, and counts as run"
+    if shell is None or Lacking in shell.custom_exceptions: return
+    shell.set_custom_exc((Lacking,), _one_line)
+    shell.events.register('post_run_cell', _forgive)
 
 # %% ../../nbs/teach/lesson.ipynb #dfe7866c
 def quietly(name:str): # The module, or a `Missing` one
@@ -227,7 +245,9 @@ def quietly(name:str): # The module, or a `Missing` one
     level = log.level
     log.setLevel(logging.ERROR)
     try: return import_module(name)
-    except ImportError: return Missing(name.split('.')[0])
+    except ImportError:
+        go_on_without(get_ipython())
+        return Missing(name.split('.')[0])
     finally: log.setLevel(level)
 
 # %% ../../nbs/teach/lesson.ipynb #afdbeae8

@@ -34,7 +34,7 @@ truncated: cut at max_length {cap}: the end-of-sequence token is lost
 split: longer than max_length {cap}: split into several rows
 pieces: split into pieces of which some hold no trained token: those are not trained
 merged: whose last prompt token merges with the answer: training and generation differ there
-differs: where the template asks for an answer with other text than it puts before it here: training and generation differ there
+differs: where the template asks for an answer with other text than it puts before it here: the model is asked as it was trained, and other tools may differ
 added: whose template has no end-of-sequence token: it is added
 trailing: ending without an answer: the last messages are left out
 lost: whose answers are not in the text that the template makes: left out

@@ -83,9 +83,9 @@ def _unread(rows): # → {name: finding}
     if other: found['not_utf8'] = Finding('not_utf8', rows.not_utf8, str(other))
     return found
 
-def _source_notes(rows, prompted):
+def _source_notes(rows, asked):
     "What is to be said about the forms, where the config does not say it"
-    told = [] if prompted else [note for form in rows.forms for note in (form.doubt, form.leads, form.chosen) if note]
+    told = [] if asked.prompt else [note for form in rows.forms for note in (asked.keyed(form.doubt), form.leads, form.chosen) if note]
     return [*rows.said, *dict.fromkeys(told)]
 
 # %% ../../nbs/tokens/gate.ipynb #a1af8907
@@ -104,11 +104,12 @@ def encode_rows(
         reasons = '; '.join(map(str, found.values())) or 'no rows'
         said = f'no row of {rows.source} is left to train on: {reasons}'
         raise QLoRAError(said, key=f'data.{name}', value=rows.source)
-    form = 'your own template' if data.prompt else f'{rows.form} ({rows.forms[0].task})'
+    asked = Asked.of(data, name)
+    form = 'your own template' if asked.prompt else f'{rows.form} ({rows.forms[0].task})'
     full = Dataset.from_file(str(path))
     there = rows.rows+rows.unreadable+rows.left_out
     made = Encoded(name, rows.source, form, template, there, full, **tally.counts(), cap=rules.cap, findings=found, tok=tok, at=rows.at)
-    made.said = _source_notes(rows, data.prompt)
+    made.said = _source_notes(rows, asked)
     copies,first = _copies(tally.hashes) if rules.overlength!='split' else (0, 0)
     if copies: made.finding('duplicate', copies, first)
     return made
@@ -191,10 +192,10 @@ def choose_parts(found, use, split): # → (parts that are meant, names of the o
     others = dict.fromkeys(o.split for o in found if o.split!=meant[0].split)
     return meant,list(others)
 
-def _read(config, names, use, namespace):
+def _read(config, names, use, namespace, lead=''):
     "The rows of one use, from one source or several"
     data,training = config.data,use=='train'
-    asked = Asked.of(data, use)
+    asked = Asked.of(data, use, lead)
     split = data.split if training else None
     found = [choose_parts(sources.parts(name, namespace, data.name, data.revision, asked.how), use, split) for name in names]
     side = Path(config.output.output_dir)/f'{use}.unreadable.jsonl'
@@ -225,7 +226,7 @@ def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`;
     one = 'data.weights needs several sources, but data.train names one'
     if data.weights and len(names)<2: raise QLoRAError(one, key='data.weights', value=data.weights)
     rows,held = _read(config, names, 'train', namespace),None
-    if data.validation: held = _read(config, (data.validation,), 'validation', namespace)
+    if data.validation: held = _read(config, (data.validation,), 'validation', namespace, rows.forms[0].lead)
     elif data.validation_size: rows,held = splits.split_off(rows, data.validation_size, training.seed, bool(data.group))
     train = encode_rows(rows, tok, template, config)
     order,notes = _order(training, train)

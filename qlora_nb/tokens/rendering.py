@@ -10,7 +10,6 @@ __all__ = ['START', 'NUMBER', 'END', 'LEAD', 'Part', 'with_marks', 'without_mark
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from .templates import Template
 
 # %% ../../nbs/tokens/rendering.ipynb #5911b952
 START,NUMBER,END = '\ufdd0','\ufdd1','\ufdd2'
@@ -163,7 +162,7 @@ class Rendered:
         k = bisect_left(self.places, self.extents[i][1], key=_place)
         return next((place for place,whose in self.places[k:k+50] if whose!=i), len(self.text))
 
-def render(tok, template:Template, messages:list)->Rendered: # Raises what the template raises
+def render(tok, template, messages:list)->Rendered: # Tokenizer; `Template`; raises what the template raises
     "Messages as text, each of them found again"
     text = template.text(tok, messages)
     marked,parts = with_marks(messages)
@@ -185,7 +184,7 @@ def _last(parts, marks, i): # → where the last text ends, message `i` where a 
 class Borders:
     "Where answers begin and end under a template"
     tok: object # Tokenizer
-    template: Template
+    template: object # `Template`
     known: dict = field(default_factory=dict) # What follows the last text of a conversation, by the stretch between two messages
 
     def tail(self, messages, prompt, gap): # → text, or None where the template refuses to stop there

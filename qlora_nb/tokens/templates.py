@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from ..data.turns import tools_of
 from ..errors import QLoRAError
+from .rendering import Borders, begins, render
 
 # %% ../../nbs/tokens/templates.ipynb #ddef1f87
 TEMPLATES = {}
@@ -83,9 +84,17 @@ class Template:
 
     def prompt(self, tok, messages:list)->str: # As tokens without anything added
         "Text that ends where the model continues, as the rows of training begin"
-        text = self.text(tok, messages, prompt=True)
-        begins = is_text(messages) and tok('')['input_ids'][:1]==[tok.bos_token_id]
-        return tok.bos_token+text if begins and not text.startswith(tok.bos_token) else text
+        if not is_text(messages): return self._before_answer(tok, messages)
+        text = self.text(tok, messages)
+        begun = text.startswith(tok.bos_token or '') or tok('')['input_ids'][:1]!=[tok.bos_token_id]
+        return text if begun else tok.bos_token+text
+
+    def _before_answer(self, tok, messages): # What a row of training has there, which may lack a text that a lone prompt has
+        whole,i = [*messages, dict(role='assistant', content='answer')],len(messages)
+        try: row = render(tok, self, whole)
+        except Exception: row = None
+        if row is None or row.extent(i) is None: return self.text(tok, messages, prompt=True)
+        return row.text[:begins(Borders(tok, self), row, whole, i)[0]]
 
 # %% ../../nbs/tokens/templates.ipynb #bfc39c8f
 def choose_template(

@@ -12,7 +12,7 @@ from ..errors import QLoRAError
 from ..facts.checkpoint import check_name, check_unquantised, check_weights, read_config
 from ..facts.hardware import attention
 from ..facts.models import known_names
-from ..facts.skeleton import attention_for, auto_class, decoder_path, has_experts
+from ..facts.skeleton import attention_for, auto_class, decoder_path, has_experts, with_body
 from ..methods.experts import settle
 from ..methods.share import check_share, loaded_share
 from ..methods.storage import base_storage
@@ -96,7 +96,7 @@ def load_base(
     except RuntimeError as e: raise _mismatched(model, e) or e
     check_report(model, report, task)
     check_share(loaded_share(base), stored, model, experts)
-    settle(base).config.use_cache = False
+    with_body(settle(base)).config.use_cache = False
     if own: _computes_in(base, dtype)
     return guard(base) if on_cpu and stored.bits==4 else base
 

@@ -65,15 +65,22 @@ class Changes(Shown):
 # %% ../../nbs/training/resume.ipynb #fabffd40
 def _plain(value): return json.loads(json.dumps(value))
 
+def _of_start(method, name, values):
+    "A setting that acts before step 1: on the adapter, which the checkpoint has, and with some values on the base too"
+    if any(method.changes_base(method.settings(**{name: o})) for o in values): return 'refused', _BASE
+    return 'no effect', 'the adapter comes from the checkpoint'
+
+# %% ../../nbs/training/resume.ipynb #3752bf7a
 def rule_of(
     key:str, # Dotted key of the config
-    method # `Method` of the run
+    method, # `Method` of the run
+    values=() # Before and today
 )->tuple: # The rule, and its consequence in words
     "What is done about a changed key"
     section,_,name = key.rpartition('.')
     if key in REFUSED: return 'refused', REFUSED[key]
     if section==method.name and name in method.fixed: return 'refused', method.fixed[name]
-    if section==method.name and name in method.initial: return 'no effect', 'the adapter comes from the checkpoint'
+    if section==method.name and name in method.initial: return _of_start(method, name, values)
     if section in METHODS and section!=method.name: return 'no effect', f'the method is {method.name}'
     if key in SCHEDULE: return 'applied', 'from the next step on, the rate follows the course that a run with this value would have there'
     if key=='training.optim': return 'applied', 'its state starts anew'
@@ -91,7 +98,7 @@ def _of_config(was, now, same_rows, same_base):
     for key,pair in _changed(was, now).items():
         if key in (*LENGTH, *SPLIT) or key.startswith(SILENT): continue
         if same_base and key in ('model', 'revision'): yield Change(key, *pair, 'no effect', 'the weights are the same')
-        elif not key.startswith(ROWS): yield Change(key, *pair, *rule_of(key, method))
+        elif not key.startswith(ROWS): yield Change(key, *pair, *rule_of(key, method, pair))
         elif same_rows: yield Change(key, *pair, 'no effect', 'the rows are the same')
 
 # %% ../../nbs/training/resume.ipynb #1bab09dd

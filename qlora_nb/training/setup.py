@@ -18,7 +18,7 @@ from ..facts.checkpoint import weights_id
 from ..facts.hardware import precision
 from ..facts.machine import detect, pick_gpu
 from ..methods.register import find_method
-from ..facts.skeleton import has_experts
+from ..methods.experts import expert_names, experts_note
 from ..methods.share import loaded_share
 from ..methods.storage import own_note, stored_as
 from ..planning.planner import plan
@@ -197,5 +197,5 @@ def base_notes(config, base)->list:
     stored,given = config.quantization,base.config.to_dict()
     notes = [own_note(config.model, stored, given)]
     if stored.bits!='none': notes.append(f'The base is quantised: {loaded_share(base)}')
-    if stored.bits==4 and has_experts(given): notes.append('The experts are stored in 4 bits and frozen: PEFT cannot train adapters on them')
+    notes.append(experts_note(expert_names(base), stored.bits))
     return [note for note in notes if note]

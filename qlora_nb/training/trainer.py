@@ -108,6 +108,10 @@ class Resuming:
             if self.run._stop.is_set(): raise
 
 # %% ../../nbs/training/trainer.ipynb #3d8cf5cc
+def _counts_experts(config):
+    "Whether TRL can balance the routers: it needs a number of experts, which Llama 4 calls otherwise, and there transformers adds no such loss either"
+    return hasattr(config.get_text_config(), 'num_experts')
+
 class Trainer(Saving, Resuming, SFTTrainer):
     "TRL's trainer on the rows of a run"
     def __init__(self,
@@ -117,6 +121,7 @@ class Trainer(Saving, Resuming, SFTTrainer):
         self.run,self.watch = run,Watch(run)
         validation = run.data.validation
         args = sft_config(run.config, run.device, run.precision, run.folder, validation is not None)
+        if not _counts_experts(model.config): args.router_aux_loss_coef = 0.
         super().__init__(model=model, args=args, train_dataset=run.data.train.dataset,
             eval_dataset=validation and validation.dataset, processing_class=run.tokenizer, callbacks=[self.watch])
         self.watch.trainer = self
