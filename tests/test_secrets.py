@@ -1,6 +1,5 @@
 "No token or password in any file of a run, and no run that cannot be resumed for the sake of it"
 import json, os
-from types import SimpleNamespace as S
 import pytest, tiny
 from qlora_nb.config.cell import parse
 from qlora_nb.errors import QLoRAError
@@ -51,8 +50,8 @@ def test_a_secret_of_the_environment_in_every_spelling(monkeypatch, name, value,
     from html import escape
     from urllib.parse import quote
     monkeypatch.setenv(name, value)
-    spelled = [value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1], escape(value), quote(value, safe=''), ' '.join(value.split())]
-    for way in spelled: assert redact(f'<{way}>')==('<***>' if secret else f'<{way}>')
+    quoted = [repr(value), *(json.dumps(value, ensure_ascii=ascii) for ascii in (True, False))]
+    for way in [value, *(o[1:-1] for o in quoted), escape(value), quote(value, safe=''), ' '.join(value.split())]: assert redact(f'<{way}>')==('<***>' if secret else f'<{way}>')
 
 def test_keys_and_numbers_stay(monkeypatch):
     monkeypatch.setenv('MY_SECRET', 'pl4nted-key')

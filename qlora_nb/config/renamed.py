@@ -7,8 +7,6 @@ __all__ = ['FORMER', 'FORMER_VALUES', 'SECRET', 'GONE', 'former_names', 'carried
            'unknown']
 
 # %% ../../nbs/config/renamed.ipynb #d50a72c5
-import re
-
 from .schema import fields, keys_of, sections, split_key
 from ..errors import Problem, nearest, within
 from ..methods.register import METHODS, trainable

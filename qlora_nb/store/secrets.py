@@ -31,6 +31,7 @@ def _strike(text):
     for pattern,instead in ((_TOKENS, '***'), (_HASH, _unless_commit), (_LOGIN, r'\1***@'), (_QUERY, r'\1***')): text = pattern.sub(instead, text)
     return text
 
+# %% ../../nbs/store/secrets.ipynb #c9810611
 def holds_token(text:str)->bool:
     "Whether a text holds what looks like an access token, or an address with a password"
     return _strike(text)!=text
@@ -64,6 +65,7 @@ def _kept_secret(): # → the longest first, so that none is struck out in part
     found = {way for value in named if not _is_plain(value) for way in _spellings(value)}
     return sorted(found, key=len, reverse=True)
 
+# %% ../../nbs/store/secrets.ipynb #9aa12631
 def redact(text:str)->str:
     "Strike out what is secret"
     for secret in _kept_secret(): text = text.replace(secret, '***')
