@@ -47,7 +47,7 @@ def _abandoned(path):
     if not owner or age<DAY: return age>=DAY
     return age>=WEEK if owner[1]!=_host() else not psutil.pid_exists(int(owner[2]))
 
-# %% ../../nbs/store/cache.ipynb #07ad17b6
+# %% ../../nbs/store/cache.ipynb #5b186ba8
 def _remove(path):
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)

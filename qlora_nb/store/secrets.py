@@ -31,7 +31,7 @@ def _strike(text):
     for pattern,instead in ((_TOKENS, '***'), (_HASH, _unless_commit), (_LOGIN, r'\1***@'), (_QUERY, r'\1***')): text = pattern.sub(instead, text)
     return text
 
-# %% ../../nbs/store/secrets.ipynb #c9810611
+# %% ../../nbs/store/secrets.ipynb #5e572029
 def holds_token(text:str)->bool:
     "Whether a text holds what looks like an access token, or an address with a password"
     return _strike(text)!=text

@@ -208,7 +208,9 @@ def _known(data, names, use, namespace, how): # → the same
     key = rows_key(names, namespace, (use, *how))
     if found := find_rows(key): return found
     rows,others = _fresh(data, names, use, namespace, how)
+    first = rows.side
     if key: store_rows(key, rows, others)
+    if rows.side!=first: shutil.rmtree(first.parent, ignore_errors=True)
     return rows,others
 
 # %% ../../nbs/tokens/gate.ipynb #ecd3a125

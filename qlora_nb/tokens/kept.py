@@ -91,7 +91,7 @@ def _share(source, target):
 
 def store_rows(
     key:str, # From `rows_key`
-    rows:Rows, # Just read; their side file is moved to the place where they are kept
+    rows:Rows, # Just read; their side file is copied to where they are kept
     noted # What is to be kept with them, as JSON has it
 ):
     "Put rows into the cache; where there is no space for them, they are read again the next time"
