@@ -10,6 +10,7 @@ import json, math, shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..data import sources, splits
+from ..data.decoding import listed
 from . import batching, labels
 from .checks import says
 from .encoding import SAID, Finding, Rules, encode_to_disk
@@ -232,7 +233,7 @@ def _read(config, names, use, namespace, folder):
     if not training: return rows
     for name,more in zip(names, others):
         if not more or data.validation: continue
-        unused = f'{name} also has {", ".join(more)}, which is not used'
+        unused = f'{name} also has {listed(more)}, which is not used'
         rows.said.append(f'{unused}. To validate on it, set validation: {name}')
     return splits.mix(rows, data.weights, names, config.training.seed) if data.weights else rows
 

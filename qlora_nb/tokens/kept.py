@@ -95,6 +95,7 @@ def store_rows(
     noted # What is to be kept with them, as JSON has it
 ):
     "Put rows into the cache; where there is no space for them, they are read again the next time"
+    from datasets import Dataset
     folder = cache_folder('rows')
     made,place = scratch(folder),folder/key
     size = [rows.rows, os.path.getsize(_arrow(rows))]
@@ -108,6 +109,7 @@ def store_rows(
         write_whole(made/ABOUT, json.dumps(told))
         shutil.rmtree(place, ignore_errors=True)
         os.replace(made, place)
+        rows.dataset = Dataset.from_file(str(place/ARROW))
         if rows.side: rows.side = place/rows.side.name
     except OSError: shutil.rmtree(made, ignore_errors=True)
     prune(folder, MOST)
