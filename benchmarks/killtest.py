@@ -12,7 +12,7 @@ Then a new process finishes the run. The adapter, the optimizer state, every tra
 undisturbed run, in the run folder and in the mirror. With `--jobs 2`, two processes try to resume each time: one must be refused, and nothing else change.
 
     python benchmarks/killtest.py [--kills 20] [--seed 0] [--jobs 1]"""
-import argparse, hashlib, json, os, random, shutil, signal, subprocess, sys, tempfile, time
+import argparse, hashlib, os, random, shutil, signal, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 

@@ -228,8 +228,10 @@ def test_a_fifth_of_the_rows_may_be_lost_and_no_more(folder):
     bad = [7]*12
     assert len(prepared([*PAIRS, *bad]).train)==50
     with pytest.raises(QLoRAError) as e: prepared([*PAIRS, *bad, 7])
+    *_,side = sorted((folder/'.cache'/'rows').glob('*/train.unreadable.jsonl'))
     assert line(e)==('data.train: 13 of 63 rows are lost (21%), and data.max_lost is 20%: 13 rows that cannot be read: left out (first: rows, row 51: expected an object such as '
-        '{"prompt": …, "completion": …}, got a number: all are in runs/train.unreadable.jsonl). To go on without them, set data.max_lost to 0.21')
+        '{"prompt": …, "completion": …}, got a number: all are in '
+        f'{side}). To go on without them, set data.max_lost to 0.21')
     assert len(prepared([*PAIRS, *bad, 7], max_lost=.21).train)==50
 
 def test_causes_are_added_up_and_named():

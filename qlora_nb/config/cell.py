@@ -16,6 +16,7 @@ from .schema import fields, join_key, keys_of, sections, split_key
 from .value import Config, build
 from .words import allowed
 from ..errors import Problem, QLoRAError, nearest
+from ..store.secrets import redact
 
 # %% ../../nbs/config/cell.ipynb #948bfebb
 class _Loader(yaml.BaseLoader):
@@ -54,7 +55,7 @@ def _cause(text, at):
     end = text.find('\n', at)
     for m in _MAGIC.finditer(text): return m.start(1),f'{m[1]} is a magic: put it into a cell of its own'
     for m in _GLUED.finditer(text[:end] if end>0 else text):
-        if m[1] in known: return m.start(1),f'a space is missing after the colon: write {m[1]}: {m[2]}'
+        if m[1] in known: return m.start(1),f'a space is missing after the colon: write {m[1]}: {redact(m[2])}'
     return None
 
 def _hint(text, at, reason):
@@ -150,7 +151,7 @@ def _take_value(cell, key, node, path):
         if path=='data.validation': said = f'{path}: {value} is a share or a number of rows, so it is read as {now}'
         if now!=path: cell.notes.append(f'line {line}: {said}')
         if now in _TEXTS and (cut := _comment(cell.text, node)):
-            cell.notes.append(f'line {line}: {cut!r} is a comment and no part of {now}: quote the whole text to keep it')
+            cell.notes.append(f'line {line}: {redact(cut)!r} is a comment and no part of {now}: quote the whole text to keep it')
         if now in _TEXTS and (inside := _inside(cell, value)):
             cell.notes.append(f'line {line}: {inside} inside a text is not replaced: only a whole value takes a variable')
         _give(cell, now, carried(name, value), node, line)

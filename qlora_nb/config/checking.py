@@ -104,7 +104,7 @@ def validate(
     given:dict # Dotted key → `Given`
 )->tuple: # `Settings` of the right values (`demo` for a required one), `Problem`s of the others, notes
     "What the schema says to given values"
-    secret = {k: g for k,g in given.items() if is_secret(g.value)}
+    secret = {k: g for k,g in given.items() if is_secret(g.value, k)}
     stand_in = {k: Given('demo') for k in required()}
     good = stand_in | {k: g for k,g in given.items() if k not in secret}
     wrong = _wrong(good)

@@ -7,11 +7,10 @@ __all__ = ['FORMER', 'FORMER_VALUES', 'SECRET', 'GONE', 'former_names', 'carried
            'unknown']
 
 # %% ../../nbs/config/renamed.ipynb #d50a72c5
-import re
-
 from .schema import fields, keys_of, sections, split_key
 from ..errors import Problem, nearest, within
 from ..methods.register import METHODS, trainable
+from ..store.secrets import holds_token, is_commit
 
 # %% ../../nbs/config/renamed.ipynb #ebda49b8
 _ROWS = '''
@@ -88,7 +87,7 @@ def carried(
     return f'a ratio of {v}' if name=='warmup_ratio' and _too_large(v) else v
 
 # %% ../../nbs/config/renamed.ipynb #3fc7a52e
-SECRET = ('access tokens do not belong in a cell, which is saved with the notebook: '
+SECRET = ('access tokens and passwords do not belong in a cell, which is saved with the notebook: '
     'run huggingface_hub.login() once, or set HF_TOKEN outside the notebook')
 _REPLACED = {
     SECRET: 'token use_auth_token hf_token hub_token auth_token access_token api_key wandb_api_key',
@@ -139,11 +138,13 @@ def suggest(
     return ever.get(far) or nearest(key, own)
 
 # %% ../../nbs/config/renamed.ipynb #93e294d2
-_TOKEN = re.compile(r'\b(hf_|ghp_|sk-)[A-Za-z0-9]{20,}')
-
-def is_secret(v)->bool:
-    "Whether a text holds what looks like an access token"
-    return bool(_TOKEN.search(str(v)))
+def is_secret(
+    v, # A text or a list of texts
+    key:str='' # Dotted key that it is the value of; a revision may be the hash of a commit
+)->bool:
+    "Whether a value holds what looks like an access token"
+    named = key.endswith('revision') and is_commit(str(v))
+    return not named and holds_token(str(v))
 
 def unknown(
     path:str, # Dotted key as it was written

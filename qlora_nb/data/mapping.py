@@ -122,7 +122,7 @@ def _lists(row, names): # → {path: list}, of one length
     found = {path: _at(row, path) for path in paths if outer(path)}
     if len({len(o) for o in found.values()})<2: return {path: o or [''] for path,o in found.items()}
     sizes = [f'{".".join(path)} has {len(o)}' for path,o in found.items()]
-    raise RowError('', f'the lists differ in length: {", ".join(sizes)}')
+    raise RowError('', f'the lists differ in length: {listed(sizes)}')
 
 # %% ../../nbs/data/mapping.ipynb #e2d91bd6
 def variants(row:dict, names:list)->list: # From `names_in`; → rows

@@ -93,7 +93,7 @@ class Rows(Shown):
 # %% ../../nbs/data/rows.ipynb #57ef5d6a
 def _sample(part): # → rows
     "The first rows; where a column says of all of them that they are bad, the first good one too, since such files are sorted"
-    first = [row for _,row in islice(part.rows(), 100) if isinstance(row, dict)]
+    first = list(islice((row for _,row in part.rows() if isinstance(row, dict)), 100))
     for column,words in mark_words(first).items():
         if not words or not words<={*BAD}: continue
         good = (row for _,row in part.rows() if isinstance(row, dict) and _word(row, column) in FINE)

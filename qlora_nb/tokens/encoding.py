@@ -7,18 +7,21 @@ __all__ = ['SAID', 'BATCH', 'CHARACTERS', 'COLUMNS', 'MOST', 'CODE', 'Finding', 
            'encode_to_disk']
 
 # %% ../../nbs/tokens/encoding.ipynb #f245855c
-import hashlib, json, os, time
+import hashlib, json, os
 from array import array
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 from . import templates
 from ..data.rows import Rows
 from .checks import says
 from .labels import Encoder, trained
 from .templates import Template, is_text
 from ..errors import QLoRAError
-from ..store.cache import cache_dir
+from ..store.cache import cache_errors, cache_folder, prune, scratch
+from ..store.files import sync, write_whole
 from ..tasks.causal_lm import CAUSAL_LM
 
 # %% ../../nbs/tokens/encoding.ipynb #ae0062d9
@@ -103,6 +106,16 @@ class Rules:
 # %% ../../nbs/tokens/encoding.ipynb #002f1ea0
 _ARRAYS = ('lengths', 'kept', 'hashes')
 
+@contextmanager
+def _made(path):
+    "A path beside it to write to; what is written there is flushed and takes its name"
+    part = scratch(path.parent)
+    try:
+        yield part
+        sync(part)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
 @dataclass
 class Tally:
     "What is known of encoded rows"
@@ -113,29 +126,29 @@ class Tally:
     ended: int = 0 # Rows that end in a trained end-of-sequence token
     found: dict = field(default_factory=dict) # Name → `Finding`
 
-    def save(self, arrays:Path, notes:Path): # Files for the numbers of each row, and for the rest
-        "Keep it; `notes` is complete as soon as it is there"
+    def save(self, arrays:Path, notes:Path, size): # Files for the numbers of each row, and for the rest; bytes of the encoded rows
+        "Keep it; each file appears when it is complete, `notes` last"
         import numpy as np
         for name in _ARRAYS:
             values = getattr(self, name)
             setattr(self, name, np.array(values, dtype=values.typecode))
-        np.savez(arrays, **{name: getattr(self, name) for name in _ARRAYS})
-        part = notes.with_suffix(f'.{os.getpid()}-{time.time_ns()}')
         found = {what: vars(o) for what,o in self.found.items()}
-        part.write_text(json.dumps(dict(learned=self.learned, ended=self.ended, found=found)))
-        os.replace(part, notes)
+        told = json.dumps(dict(learned=self.learned, ended=self.ended, found=found, size=size))
+        with _made(arrays) as part, part.open('wb') as file: np.savez(file, **{name: getattr(self, name) for name in _ARRAYS})
+        write_whole(notes, told)
 
     def counts(self)->dict: # Without findings
         "The numbers of a set"
         return {name: getattr(self, name) for name in (*_ARRAYS, 'learned', 'ended')}
 
     @classmethod
-    def load(cls, arrays:Path, notes:Path):
+    def load(cls, arrays:Path, notes:Path)->tuple: # The tally, and the size that `save` was given
         "What `save` kept"
         import numpy as np
-        numbers,told = np.load(arrays),json.loads(notes.read_text())
+        told = json.loads(notes.read_text())
         found = {what: Finding(**o) for what,o in told['found'].items()}
-        return cls(*(numbers[name] for name in _ARRAYS), told['learned'], told['ended'], found)
+        with np.load(arrays) as numbers: each = [numbers[name] for name in _ARRAYS]
+        return cls(*each, told['learned'], told['ended'], found),told['size']
 
 # %% ../../nbs/tokens/encoding.ipynb #87e194b1
 BATCH,CHARACTERS = 1000,250_000 # Rows; characters of them, unless one row alone has more
@@ -248,40 +261,35 @@ def _write(job, path):
 MOST = 20*2**30 # Bytes of encoded rows kept in the cache
 CODE = tuple(map(Path(templates.__file__).with_name, ('checks.py', 'encoding.py', 'labels.py', 'rendering.py', 'templates.py')))
 
-def cache_key(rows:Rows, tok, template:Template, rules:Rules)->str: # Hexadecimal digits
+def cache_key(rows:Rows, tok, rules:Rules)->str: # Hexadecimal digits
     "The name of the encoded rows; it changes when anything that makes them does"
     digest = hashlib.blake2b(digest_size=16)
     for path in CODE: digest.update(path.read_bytes())
-    settings = repr((template.name, rules))
-    for text in (rows.digest, templates.identity(tok), settings): digest.update(text.encode())
+    for text in (rows.digest, templates.identity(tok), repr(rules)): digest.update(text.encode())
     return digest.hexdigest()
-
-def _prune(folder):
-    "Remove what was not used for the longest time"
-    def used(path): return path.stat().st_mtime
-    files = sorted(folder.glob('*.arrow'), key=used, reverse=True)
-    total = 0
-    for path in files:
-        total += path.stat().st_size
-        if total>MOST and path!=files[0]:
-            for suffix in ('.arrow', '.npz', '.json'): path.with_suffix(suffix).unlink(missing_ok=True)
 
 # %% ../../nbs/tokens/encoding.ipynb #9c9e9712
 def encode_to_disk(rows:Rows, tok, template:Template, rules:Rules)->tuple: # → (path of the Arrow file, `Tally`)
     "Token ids and labels of all rows, from the cache or made now"
-    folder = cache_dir()/'encoded'
-    folder.mkdir(parents=True, exist_ok=True)
-    base = folder/cache_key(rows, tok, template, rules)
+    folder = cache_folder('encoded')
+    base = folder/cache_key(rows, tok, rules)
     path,*told = map(base.with_suffix, ('.arrow', '.npz', '.json'))
-    if all(o.is_file() for o in (path, *told)):
-        os.utime(path)
-        return path,Tally.load(*told)
+    if tally := _found(path, told): return path,tally
     job = _Pass(rows, tok, template, rules)
-    part = base.with_suffix(f'.{os.getpid()}-{time.time_ns()}')
-    try:
-        _write(job, part)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    job.tally.save(*told)
-    _prune(folder)
+    with cache_errors():
+        with _made(path) as part: _write(job, part)
+        job.tally.save(*told, path.stat().st_size)
+    prune(folder, MOST)
     return path,job.tally
+
+def _found(path, told):
+    "The tally of encoded rows that are there and whole, or None"
+    import pyarrow as pa
+    from datasets import Dataset
+    if not all(o.is_file() for o in (path, *told)): return None
+    try:
+        tally,size = Tally.load(*told)
+        whole = (len(Dataset.from_file(str(path))), path.stat().st_size)==(len(tally.kept), size)
+        os.utime(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, pa.ArrowException): return None
+    return tally if whole else None

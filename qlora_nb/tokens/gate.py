@@ -6,13 +6,15 @@
 __all__ = ['Encoded', 'encode_rows', 'Data', 'choose_parts', 'prepare']
 
 # %% ../../nbs/tokens/gate.ipynb #84fd13ec
-import json, math
-from dataclasses import dataclass, field
+import json, math, shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..data import sources, splits
+from ..data.decoding import listed
 from . import batching, labels
 from .checks import says
 from .encoding import SAID, Finding, Rules, encode_to_disk
+from .kept import find_rows, rows_key, store_rows
 from ..data.messages import Asked
 from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
@@ -20,6 +22,8 @@ from ..data.rows import Messages, Rows, no_rows, read
 from .templates import Template, choose_template
 from ..errors import QLoRAError
 from ..render import Shown
+from ..store.cache import cache_folder, scratch
+from ..store.files import private
 from ..tasks.causal_lm import CAUSAL_LM
 
 # %% ../../nbs/tokens/gate.ipynb #1ffe2fdd
@@ -192,19 +196,46 @@ def choose_parts(found, use, split): # → (parts that are meant, names of the o
     others = dict.fromkeys(o.split for o in found if o.split!=meant[0].split)
     return meant,list(others)
 
-def _read(config, names, use, namespace, lead=''):
+def _fresh(data, names, use, namespace, how): # → (`Rows`, for each source the other splits)
+    "Rows read anew"
+    split,group,asked = how
+    found = [choose_parts(sources.parts(name, namespace, data.name, data.revision, asked.how), use, split) for name in names]
+    side = scratch(cache_folder('rows'))/f'{use}.unreadable.jsonl'
+    rows = read([meant for meant,_ in found], ', '.join(names), asked, group, side)
+    if not rows.rows: raise no_rows(rows)
+    return rows,[more for _,more in found]
+
+def _known(data, names, use, namespace, how): # → the same
+    "Rows from the cache, or read anew and kept there"
+    key = rows_key(names, namespace, (use, *how))
+    if found := find_rows(key): return found
+    rows,others = _fresh(data, names, use, namespace, how)
+    first = rows.side
+    if key: store_rows(key, rows, others)
+    if rows.side!=first: shutil.rmtree(first.parent, ignore_errors=True)
+    return rows,others
+
+# %% ../../nbs/tokens/gate.ipynb #ecd3a125
+def _with_run(rows, folder):
+    "Rows whose side file is in the run folder, if that can be written to"
+    if not folder or not rows.side: return rows
+    target = Path(folder)/'data'/rows.side.name
+    try:
+        if not target.is_file(): shutil.copyfile(rows.side, private(target.parent)/target.name)
+    except OSError: return rows
+    return replace(rows, side=target)
+
+def _read(config, names, use, namespace, folder, lead=''):
     "The rows of one use, from one source or several"
     data,training = config.data,use=='train'
     asked = Asked.of(data, use, lead)
-    split = data.split if training else None
-    found = [choose_parts(sources.parts(name, namespace, data.name, data.revision, asked.how), use, split) for name in names]
-    side = Path(config.output.output_dir)/f'{use}.unreadable.jsonl'
-    rows = read([meant for meant,_ in found], ', '.join(names), asked, data.group if training else None, side)
-    if not rows.rows: raise no_rows(rows)
+    how = (data.split, data.group, asked) if training else (None, None, asked)
+    rows,others = _known(data, names, use, namespace, how)
+    rows = _with_run(rows, folder)
     if not training: return rows
-    for name,(_,more) in zip(names, found):
+    for name,more in zip(names, others):
         if not more or data.validation: continue
-        unused = f'{name} also has {", ".join(more)}, which is not used'
+        unused = f'{name} also has {listed(more)}, which is not used'
         rows.said.append(f'{unused}. To validate on it, set validation: {name}')
     return splits.mix(rows, data.weights, names, config.training.seed) if data.weights else rows
 
@@ -218,15 +249,18 @@ def _order(training, train): # → (order of the rows, notes)
     return batching.sampling(train.kept, training.per_device_train_batch_size, training.gradient_accumulation_steps),[]
 
 # %% ../../nbs/tokens/gate.ipynb #8d916060
-def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`; tokenizer; the notebook's variables
+def prepare(
+    config, tok, namespace:dict|None=None, # Config from `parse`; tokenizer; the notebook's variables
+    folder=None # Run folder, which gets the list of the rows that cannot be read
+)->Data:
     "Load, template, encode and account for the training and validation rows"
     data,training = config.data,config.training
     template = choose_template(tok, data.chat_template)
     names = (data.train,) if isinstance(data.train, str) else tuple(data.train)
     one = 'data.weights needs several sources, but data.train names one'
     if data.weights and len(names)<2: raise QLoRAError(one, key='data.weights', value=data.weights)
-    rows,held = _read(config, names, 'train', namespace),None
-    if data.validation: held = _read(config, (data.validation,), 'validation', namespace, rows.forms[0].lead)
+    rows,held = _read(config, names, 'train', namespace, folder),None
+    if data.validation: held = _read(config, (data.validation,), 'validation', namespace, folder, rows.forms[0].lead)
     elif data.validation_size: rows,held = splits.split_off(rows, data.validation_size, training.seed, bool(data.group))
     train = encode_rows(rows, tok, template, config)
     order,notes = _order(training, train)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from ..render import Shown
-from ..store.folder import Lock, go_on, redact
+from ..store.folder import Lock, go_on
+from ..store.secrets import redact_texts
 from .report import run_html, run_text
 
 # %% ../../nbs/training/run.ipynb #e6e69cbc
@@ -162,7 +163,7 @@ def event(self:Run, kind:str, **values):
     if self.untouched: return
     facts = dict(time=round(time.time(), 3), event=kind, step=self.step)
     facts |= {k: _finite_or_none(v) for k,v in values.items()}
-    line = redact(json.dumps(facts, default=str))
+    line = json.dumps(redact_texts(facts))
     try:
         with (self.folder/'events.jsonl').open('a') as f: f.write(line+'\n')
     except OSError as e: self.note(f'events.jsonl could not be written: {e.strerror}')

@@ -27,7 +27,8 @@ from ..render import fmt_bytes
 from ..store.mirror import on_hub, ready
 from ..store.checkpoints import curves, events, rewind, step_of
 from ..store.folder import fingerprint, read_about, versions, write_about
-from ..store.files import sync, write_whole
+from ..store.files import private, sync, write_whole
+from ..store.secrets import redact
 from .guard import longest_rows
 from .loading import load_base, load_tokenizer, model_source
 from .measure import meter
@@ -71,7 +72,7 @@ def keep_rows(run, space):
     from datasets import Dataset
     for name in variables(run.config, space):
         path = run.folder/'data'/f'{name}.parquet'
-        path.parent.mkdir(exist_ok=True)
+        private(path.parent)
         new = path.with_suffix('.new')
         def failed(e): return f'the rows of {name} could not be kept in {path.parent}', why_unwritten(run.folder, e)
         try: Dataset.from_list(plain_rows(name, space[name])).to_parquet(str(new))
@@ -132,7 +133,7 @@ def plan_run(run):
     largest = sorted(run.plan.components.items(), key=_second, reverse=True)[:5]
     run.memory.planned = max(n for phase,n in run.plan.phases.items() if phase!='load')
     run.memory.terms = ', '.join(f'{LEGEND.get(group, group)} {fmt_bytes(n)}' for group,n in largest)
-    if not run.resumed: write_whole(run.folder/'plan.md', f'{run.plan}\n')
+    if not run.resumed: write_whole(run.folder/'plan.md', redact(f'{run.plan}\n'))
 
 def _second(pair): return pair[1]
 
@@ -140,7 +141,7 @@ def _second(pair): return pair[1]
 def collect(run, space):
     "Prepare the rows, plan the run for them, and keep a copy of them"
     run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
-    run.data = prepare(run.config, run.tokenizer, space | run.kept)
+    run.data = prepare(run.config, run.tokenizer, space | run.kept, run.folder)
     run.longest = int(max(run.data.train.kept))
     if run.config.training.train_sampling_strategy=='auto':
         run.config = run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})

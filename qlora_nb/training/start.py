@@ -17,7 +17,8 @@ from ..errors import QLoRAError
 from ..quiet import quiet
 from ..render import page
 from ..store.checkpoints import checkpoints, latest
-from ..store.folder import find_run, go_on, read_about, redact, versions, write_about
+from ..store.folder import find_run, go_on, read_about, versions, write_about
+from ..store.secrets import redact
 from ..store.files import flaw, write_whole
 from ..store.mirror import catch_up, names_at
 from .report import run_html, run_text

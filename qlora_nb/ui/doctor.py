@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'HEAD', 'TESTED', 'ENOUGH', 'Check', 'Health', 'check_versions', 'check_gpu', 'check_4bit', 'check_space',
-           'check_hub', 'check_model', 'doctor']
+           'check_cache', 'check_hub', 'check_model', 'doctor']
 
 # %% ../../nbs/ui/doctor.ipynb #e23c37d8
 import importlib.util, os, shutil
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..errors import QLoRAError
 from ..render import GiB, Shown, fmt_bytes, html_table, text_table
+from ..store.cache import cache_dir, cache_size, clear_cache
 from ..store.folder import versions
 
 # %% ../../nbs/ui/doctor.ipynb #3213da74
@@ -163,6 +164,19 @@ def check_space(
     disk,*folder = _check_disk(output_dir)
     return [disk, _check_memory(), *_check_gpu_memory(), *folder]
 
+# %% ../../nbs/ui/doctor.ipynb #21fce157
+def check_cache(
+    clear:bool=False # Remove the rows from it first
+)->list:
+    "How much the rows in the cache take"
+    where,remedy = f'rows in {cache_dir()}','to remove them: `%qlora_doctor --clear-cache`'
+    try: cleared = f'{_bytes(clear_cache())} of rows removed, ' if clear else ''
+    except QLoRAError as e: return [Check('cache', 'bad', str(e))]
+    size = cache_size()
+    return [Check('cache', 'fine', f'{cleared}{_bytes(size)} of {where}', remedy if size else '')]
+
+def _bytes(size): return f'{size:,} bytes ({fmt_bytes(size)})' if size>=1024 else f'{size} bytes'
+
 # %% ../../nbs/ui/doctor.ipynb #91ad03d2
 def check_hub()->list:
     "Is there a token, and may the Hub be asked?"
@@ -193,7 +207,8 @@ def check_model(
 # %% ../../nbs/ui/doctor.ipynb #2c75afb1
 def doctor(
     output_dir:str='runs', # Folder in which runs will be made
-    config=None # The config cell, whose model is looked at
+    config=None, # The config cell, whose model is looked at
+    clear_cache:bool=False # Remove the rows from the cache
 )->Health:
     "Check everything that a run depends on"
     checks = check_versions()
@@ -202,4 +217,4 @@ def doctor(
         checks += check_gpu()
         if 'bitsandbytes' not in missing: checks += check_4bit()
         checks += check_space(output_dir)
-    return Health(checks+check_hub()+(check_model(config) if config else []))
+    return Health([*checks, *check_cache(clear_cache), *check_hub(), *(check_model(config) if config else [])])

@@ -181,11 +181,12 @@ class CheckMagics(Notebook):
         return self.assign(args.name, runs(self.runs_folder(), args.names))
 
     @line_magic
-    @takes(assigned('the findings'))
+    @takes(argument('--clear-cache', action='store_true', help='Remove the rows from the cache, and say how many bytes they took'),
+        assigned('the findings'))
     def qlora_doctor(self, args):
         "Check what a run depends on: versions, GPU, 4-bit kernels, disk space, Hub access. Suggest fixes."
         from qlora_nb.ui.doctor import doctor
-        return self.assign(args.name, doctor(self.runs_folder(), self.config_cell))
+        return self.assign(args.name, doctor(self.runs_folder(), self.config_cell, args.clear_cache))
 
 # %% ../../nbs/ui/magics.ipynb #c136b4f1
 def _longest_answer(tokens): return argument('--max-new-tokens', type=int, default=tokens, help='Longest answer, in tokens')
