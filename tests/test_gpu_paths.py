@@ -1,5 +1,5 @@
 "The paths of GPUs, taken on a CPU with stand-ins for what only a GPU has; no test here needs or uses one"
-import gc, json, os, subprocess, sys, weakref
+import gc, json, os, shutil, subprocess, sys, weakref
 from dataclasses import replace
 from types import SimpleNamespace as NS
 from unittest.mock import patch
@@ -18,7 +18,7 @@ from qlora_nb.errors import QLoRAError
 from qlora_nb.facts import machine
 from qlora_nb.facts.machine import glance, pick_gpu
 from qlora_nb.facts.optimizers import OPTIMIZERS
-from qlora_nb.store.folder import read_about
+from qlora_nb.store.folder import read_about, write_about
 from qlora_nb.training import guard, setup, trainer
 from qlora_nb.training.start import resume, train
 from qlora_nb.ui.doctor import check_4bit, check_gpu
@@ -47,7 +47,9 @@ def managed(monkeypatch, paged_here):
         made.append(torch.full(shape, 7, dtype=dtype))
         made[-1].is_paged,made[-1].page_deviceid = True,device.index
         return made[-1]
-    def buffer(self, p, dtype=torch.float32): return get_paged(*p.shape, dtype=dtype, device=p.device).zero_() if self.is_paged else torch.zeros_like(p, dtype=dtype)
+    def buffer(self, p, dtype=torch.float32):
+        if not self.is_paged: return torch.zeros_like(p, dtype=dtype)
+        return get_paged(*p.shape, dtype=dtype, device=p.device).zero_()
     def double(self, p, dtype=torch.float32): return get_paged(2, *p.shape, dtype=dtype, device=p.device).zero_()
     for cls,name,do in ((Optimizer8bit, 'get_state_buffer', buffer), (AdEMAMix, '_get_state_double_buffer', double)):
         do.__name__ = name
@@ -66,10 +68,10 @@ def buffers(run): return [v for values in run.trainer.optimizer.state.values() f
 
 # ---- managed memory
 
-@pytest.mark.parametrize('name', ['paged_adamw_32bit', 'paged_adamw_8bit', 'paged_lion_32bit', 'paged_ademamix_32bit'])
+@pytest.mark.parametrize('name', ['paged_adamw_8bit', 'paged_ademamix_32bit'])
 def test_the_trial_allocates_no_managed_memory_twice(managed, small, tmp_path, name):
     tried = train(with_optim(cell(small, tmp_path/'tried'), name), NS_ROWS)
-    states = len({id(p) for group in tried.trainer.optimizer.param_groups for p in group['params']})*(1 if 'lion' in name else 2)
+    states = len({id(p) for group in tried.trainer.optimizer.param_groups for p in group['params']})*2
     assert len(managed)==states
     plain = train(with_optim(cell(small, tmp_path/'plain'), name, ', preflight: false'), NS_ROWS)
     assert final(tried)==final(plain) and len(managed)==states
@@ -79,7 +81,7 @@ def test_a_resumed_run_is_still_paged_and_takes_no_other_memory(managed, small, 
     "With the trial of the longest batch, which keeps the loaded state and puts it back"
     whole = train(with_optim(cell(small, tmp_path/'whole'), 'paged_adamw_32bit'), NS_ROWS)
     made = len(managed)
-    run = train(with_optim(cell(small, tmp_path/'cut'), 'paged_adamw_32bit'), NS_ROWS, on_change=tiny.at_step(2, stop))
+    run = train(with_optim(cell(small, tmp_path/'cut'), 'paged_adamw_32bit'), NS_ROWS, on_change=tiny.at_step(1, stop))
     marks = []
     def look(run):
         if run.step>2 and run.status=='training': marks.extend(getattr(b, 'is_paged', False) for b in buffers(run))
@@ -190,14 +192,14 @@ print(json.dumps([sizes, kept]))
 
 @pytest.mark.skipif(sys.platform!='linux', reason='malloc_trim is of glibc')
 def test_three_runs_in_a_kernel_take_the_memory_of_one(tmp_path):
-    folder = tiny.model_folder(tmp_path/'large', hidden=768, layers=10)
-    text = cell(folder, tmp_path, 1)+'quantization: {bits: none, bnb_4bit_compute_dtype: bfloat16}\n'
+    folder = tiny.model_folder(tmp_path/'large', hidden=768, layers=6)
+    text = with_optim(cell(folder, tmp_path, 1), 'sgd', ', preflight: false')+'quantization: {bits: none, bnb_4bit_compute_dtype: bfloat16}\n'
     given = dict(TESTS=str(root/'tests'), CELL=text)
     o = subprocess.run([sys.executable, '-c', ''.join(f'{k} = {v!r}\n' for k,v in given.items())+THRICE], capture_output=True, text=True, timeout=300,
         env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'))
     assert o.returncode==0, o.stderr[-3000:]
-    sizes,base = json.loads(o.stdout.splitlines()[-1])
-    assert base>.1*sizes[0], 'a base that stays in memory would not show'
+    sizes,base = json.loads(o.stdout.splitlines()[-1].split(': ')[-1])
+    assert base>.08*sizes[0], 'a base that stays in memory would not show'
     assert all(abs(size/sizes[0]-1)<.05 for size in sizes), sizes
 
 
@@ -205,19 +207,20 @@ def test_three_runs_in_a_kernel_take_the_memory_of_one(tmp_path):
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_two_steps_and_two_resumed_ones_are_four(paged_here, small, tmp_path, name):
-    def text(out): return with_optim(cell(small, tmp_path/out), name, ', preflight: false')
-    whole = train(text('whole'), NS_ROWS)
-    cut = train(text('cut'), NS_ROWS, on_change=tiny.at_step(2, stop))
-    again = resume(str(cut.folder), namespace=NS_ROWS)
-    assert whole.config.training.optim==name and cut.step==2 and again.step==4
+    whole = train(with_optim(cell(small, tmp_path), name, ', preflight: false, save_steps: 2'), NS_ROWS)
+    half = shutil.copytree(whole.folder, tmp_path/'half')
+    for later in ('checkpoint-4', 'adapter'): shutil.rmtree(half/later)
+    write_about(half, status='training')
+    again = resume(str(half), namespace=NS_ROWS)
+    assert whole.config.training.optim==name and 'resumes from checkpoint-2, at step 2 of 4' in again.notes
     adapters = [(run.folder/'adapter'/'adapter_model.safetensors').read_bytes() for run in (whole, again)]
-    assert adapters[0]==adapters[1] and whole.losses==again.losses
+    assert adapters[0]==adapters[1] and len(whole.losses)==4 and whole.losses==again.losses
 
 
 # ---- dtypes
 
 def test_a_compute_dtype_that_differs_is_named_at_resume(small, tmp_path):
-    run = train(cell(small, tmp_path)+'quantization: {bnb_4bit_compute_dtype: float32}\n', NS_ROWS, on_change=tiny.at_step(2, stop))
+    run = train(cell(small, tmp_path)+'quantization: {bnb_4bit_compute_dtype: float32}\n', NS_ROWS, on_change=tiny.at_step(1, stop))
     assert read_about(run.folder)['compute']=='float32'
     again = resume(str(run.folder), cell(small, tmp_path)+'quantization: {bnb_4bit_compute_dtype: bfloat16}\n', NS_ROWS)
     change = next(c for c in again.changes.items if c.what=='compute dtype')
@@ -265,8 +268,7 @@ def test_a_launcher_is_refused_in_words(env, said):
     assert 'accelerate launch' not in str(e.value)
 
 
-def test_a_launcher_of_one_process_is_none():
-    assert pick_gpu(dict(LOCAL_RANK='-1', WORLD_SIZE='1'))[0].kind=='cpu'
+def test_a_launcher_of_one_process_is_none(): assert pick_gpu(dict(LOCAL_RANK='-1', WORLD_SIZE='1'))[0].kind=='cpu'
 
 
 @pytest.mark.parametrize('uuid,want', [('b', '2 GPUs: training uses GPU 1, Tesla T4, with 14.65 GiB free'), ('a', '')])
