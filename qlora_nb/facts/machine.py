@@ -6,7 +6,7 @@
 __all__ = ['cpu', 'detect', 'nvidia_smi', 'visible', 'glance', 'pick_gpu']
 
 # %% ../../nbs/facts/machine.ipynb #ac708098
-import os, platform, re, subprocess, sys
+import os, platform, re, subprocess
 from dataclasses import replace
 from pathlib import Path
 from ..errors import QLoRAError
@@ -66,7 +66,7 @@ def detect()->Device:
     return Device('mps', 'Apple GPU', torch.mps.recommended_max_memory(), source='torch')
 
 # %% ../../nbs/facts/machine.ipynb #11b132ce
-_QUERY = ('index', 'uuid', 'name', 'memory.free', 'memory.total', 'compute_cap')
+_QUERY = ('index', 'uuid', 'name', 'memory.free', 'memory.total', 'compute_cap', 'mig.mode.current')
 
 def nvidia_smi()->list: # Dicts, with the memory in MiB
     "One dict for each NVIDIA GPU, as `nvidia-smi` lists them; none without it"
@@ -84,41 +84,81 @@ def visible(
     "The GPUs that a process sees"
     allowed = env.get('CUDA_VISIBLE_DEVICES')
     if allowed is None: return gpus
-    wanted = [w.strip() for w in allowed.split(',') if w.strip()]
-    return [g for w in wanted for g in gpus if w==g['index'] or (not w.isdigit() and g['uuid'].startswith(w))]
+    found = []
+    for name in allowed.split(','):
+        named = next((g for g in gpus if _is_called(g, name.strip())), None)
+        if named is None: break
+        if named in found: return []
+        found.append(named)
+    return found
+
+def _is_called(gpu, name): return name==gpu['index'] or name.startswith('GPU-') and gpu['uuid'].startswith(name)
 
 # %% ../../nbs/facts/machine.ipynb #a4ff490d
+def _number(text): # → float; None where the tool has no figure
+    try: return float(text)
+    except ValueError: return None
+
+def _divided(gpus, env): # MIG: a process sees one part of a GPU
+    named = env.get('CUDA_VISIBLE_DEVICES', '').startswith('MIG-')
+    return named or any(g['mig.mode.current']=='Enabled' for g in visible(gpus, env))
+
+def _has_figures(first): return None not in (_number(first['memory.total']), _number(first['compute_cap']))
+
+# %% ../../nbs/facts/machine.ipynb #443e562b
 def glance()->Device|None: # None without an NVIDIA GPU
-    "The GPU that PyTorch would use, without importing it"
-    seen = visible(nvidia_smi())
-    if not seen: return None
-    first = seen[0]
+    "The GPU that PyTorch would use, without importing it where the driver knows"
+    listed = nvidia_smi()
+    seen = visible(listed)
+    if listed and _divided(listed, os.environ) or seen and not _has_figures(seen[0]):
+        device = detect()
+        return device if device.kind=='cuda' else None
+    return _listed(seen[0], len(seen)) if seen else None
+
+def _listed(first, count):
+    "A GPU as the driver and the catalogue have it"
     try: known,source = gpu(first['name']),'catalogue'
     except QLoRAError:
-        whole = int(float(first['memory.total'])*2**20)
+        whole = int(_number(first['memory.total'])*2**20)
         known,source = Device('cuda', '', whole),'nvidia-smi, the whole GPU'
     capability = tuple(int(part) for part in first['compute_cap'].split('.'))
-    return replace(known, name=first['name'], capability=capability, bf16=capability>=(8, 0), count=len(seen), source=source)
+    return replace(known, name=first['name'], capability=capability, bf16=capability>=(8, 0), count=count, source=source)
 
 # %% ../../nbs/facts/machine.ipynb #ae512d4e
-_LAUNCHER = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
+_ALONE = dict(LOCAL_RANK='-1', WORLD_SIZE='1') # What a launcher sets, and the values that mean one process
 
-def _started():
-    torch = sys.modules.get('torch')
-    return bool(torch and torch.cuda.is_initialized())
+def _refuse_launcher(env):
+    launched = next((k for k,alone in _ALONE.items() if env.get(k, alone)!=alone), None)
+    if launched is None: return
+    message = f'{launched}={env[launched]} is set: torchrun or another launcher started this process as one of several, but a run trains on one GPU'
+    raise QLoRAError(f'{message}. Start it as plain Python or in a notebook', key=launched, value=env[launched])
 
-def _free(gpu): return float(gpu['memory.free']) # MiB
+# %% ../../nbs/facts/machine.ipynb #e6165712
+def _free(gpu): return _number(gpu['memory.free']) or 0 # MiB
+
+def _leave_one(env): # → a row of `nvidia_smi`, or None when there was nothing to choose
+    listed = nvidia_smi()
+    seen = visible(listed, env)
+    if len(seen)<2 or _divided(listed, env): return None
+    best = max(seen, key=_free)
+    env['CUDA_VISIBLE_DEVICES'] = best['uuid']
+    return best | dict(of=len(seen))
+
+# %% ../../nbs/facts/machine.ipynb #17e36888
+def _is_first(gpu):
+    "Whether PyTorch, which has started by now, has this GPU first"
+    import torch
+    return torch.cuda.is_available() and f'GPU-{torch.cuda.get_device_properties(0).uuid}'==gpu['uuid']
 
 def pick_gpu(
     env=os.environ # Where `CUDA_VISIBLE_DEVICES` is read and set
-)->str: # A note for the person; empty when there was nothing to choose
-    "Leave one GPU visible when there are several and no launcher shares them out"
-    if any(k in env for k in _LAUNCHER): return ''
-    seen = visible(nvidia_smi(), env)
-    if len(seen)<2: return ''
-    if _started():
-        return f'{len(seen)} GPUs are visible and PyTorch has already started on them; restart the kernel to train on one, or use `accelerate launch`'
-    best = max(seen, key=_free)
-    env['CUDA_VISIBLE_DEVICES'] = best['uuid']
-    free = fmt_bytes(_free(best)*2**20)
-    return f"{len(seen)} GPUs: training uses GPU {best['index']}, {best['name']}, with {free} free; `accelerate launch` uses all"
+)->tuple: # `Device`, and a note for the person; raises QLoRAError where one GPU cannot be had
+    "The device to train on: of several GPUs the one with the most free memory, which stays the only visible one"
+    _refuse_launcher(env)
+    best,device = _leave_one(env),detect()
+    if device.count>1:
+        message = f'{device.count} GPUs are visible and CUDA has already started, so one of them can no longer be chosen, but a run trains on one'
+        raise QLoRAError(f'{message}. Restart the kernel with CUDA_VISIBLE_DEVICES=0 in its environment, or with another number', value=device.count)
+    if best is None or not _is_first(best): return device,''
+    free = f", with {fmt_bytes(_free(best)*2**20)} free" if _free(best) else ''
+    return device,f"{best['of']} GPUs: training uses GPU {best['index']}, {best['name']}{free}"

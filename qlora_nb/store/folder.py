@@ -122,7 +122,7 @@ def fingerprint(dataset)->str: # Of `input_ids` and `labels`
 
 # %% ../../nbs/store/folder.ipynb #9988273b
 FORMAT = 1
-_AS_IT_IS = ('id', 'name', 'cell', 'resolved', 'kinds', 'data', 'weights', 'device', 'versions') # Facts that a run is resumed from
+_AS_IT_IS = ('id', 'name', 'cell', 'resolved', 'kinds', 'data', 'weights', 'device', 'compute', 'versions') # Facts that a run is resumed from
 
 def write_about(
     folder, # Run folder

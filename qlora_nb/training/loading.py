@@ -8,6 +8,7 @@ __all__ = ['model_source', 'load_tokenizer', 'guard', 'load_base', 'check_report
 # %% ../../nbs/training/loading.ipynb #6f1bc7c0
 import pickle
 from pathlib import Path
+from traceback import walk_tb
 from ..errors import QLoRAError
 from ..facts.checkpoint import check_name, check_unquantised, check_weights, read_config
 from ..facts.hardware import attention
@@ -125,10 +126,19 @@ def check_report(
         'They would be random numbers: take a whole checkpoint, or correct config.json')
     raise QLoRAError(message, key='model', value=model)
 
+# %% ../../nbs/training/loading.ipynb #9d982e5d
 def _damaged(model, e):
     return QLoRAError(f'the weights of {model} are cut or damaged ({type(e).__name__}): download or copy them again', key='model', value=model)
 
-def _mismatched(model, e): # → QLoRAError, or None
+def _unconverted(e): # → RuntimeError, or None
+    "What kept transformers from converting a tensor, e.g. memory that was not enough: it logs that and raises another error"
+    for frame,_ in walk_tb(e.__traceback__):
+        failed = getattr(frame.f_locals.get('loading_info'), 'conversion_errors', None)
+        if failed: return RuntimeError(next(iter(failed.values())).rsplit('\nError', 1)[0].splitlines()[-1])
+    return None
+
+def _mismatched(model, e): # → the error to raise instead, or None
+    if 'automatic conversion' in str(e): return _unconverted(e)
     if 'ignore_mismatched_sizes' in str(e):
         message = f'tensors in the checkpoint of {model} have other shapes than its config.json says: the two do not belong together'
         return QLoRAError(message, key='model', value=model)

@@ -144,6 +144,8 @@ def _of_length(was, now, step):
 # %% ../../nbs/training/resume.ipynb #d459d52d
 def _of_machine(was, now):
     near = 'the numbers may differ in the last digits'
+    before,today = was.get('compute'),now.get('compute')
+    if before and before!=today: yield Change('compute dtype', before, today, 'applied', 'products are rounded differently from here on, beyond the last digits')
     if was.get('device')!=now.get('device'): yield Change('device', was.get('device'), now.get('device'), 'applied', near)
     before,today = was.get('versions', {}),now.get('versions', {})
     for package in today:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['check_trackers', 'kept_rows', 'variables', 'plain_rows', 'keep_rows', 'look', 'describe', 'trained_share', 'plan_run',
-           'collect', 'check_changes', 'take_up', 'load_model', 'base_notes']
+           'collect', 'check_changes', 'take_up', 'enough_memory', 'load_model', 'base_notes']
 
 # %% ../../nbs/training/setup.ipynb #fbe51be7
 import importlib.util, math, os, sys, time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from ..config.resolve import resolve
 from ..tokens.checks import check_ids
 from ..tokens.gate import prepare
@@ -16,7 +16,7 @@ from ..data.sources import table_parts
 from ..errors import QLoRAError
 from ..facts.checkpoint import weights_id
 from ..facts.hardware import precision
-from ..facts.machine import detect, pick_gpu
+from ..facts.machine import pick_gpu
 from ..methods.register import find_method
 from ..methods.experts import expert_names, experts_note
 from ..methods.share import loaded_share
@@ -29,7 +29,7 @@ from ..store.checkpoints import curves, events, rewind, step_of
 from ..store.folder import fingerprint, read_about, versions, write_about
 from ..store.files import private, sync, write_whole
 from ..store.secrets import redact
-from .guard import longest_rows
+from .guard import is_oom, longest_rows, release
 from .loading import load_base, load_tokenizer, model_source
 from .measure import meter
 from .resume import compare, refuse
@@ -87,8 +87,7 @@ def keep_rows(run, space):
 # %% ../../nbs/training/setup.ipynb #3bd83772
 def look(run, space): # `space`: the notebook's variables
     "Find the device, resolve the config on it, and gather what there is to say"
-    chosen = pick_gpu()
-    run.device = detect()
+    run.device,chosen = pick_gpu()
     run.precision = precision(run.device, run.config.quantization.bnb_4bit_compute_dtype)
     run.where = describe(run.config, run.device, run.precision)
     run.kept = kept_rows(run, space)
@@ -159,7 +158,7 @@ def check_changes(run, space=None):
     data = dict(train=fingerprint(rows), rows=len(rows), validation=validation and fingerprint(validation.dataset))
     weights = weights_id(model_source(config.model), config.revision)
     run.facts = dict(resolved=config.flat, fingerprint=config.fingerprint, versions=versions(), kinds=config.kinds, data=data,
-        weights=weights, device=f'{run.device.kind}: {run.device.name}', planned=run.memory.planned)
+        weights=weights, device=f'{run.device.kind}: {run.device.name}', compute=run.precision.compute, planned=run.memory.planned)
     if not run.resumed: return write_about(run.folder, **run.facts, status='loading')
     was,training = read_about(run.folder),config.training
     run.total = training.max_steps or math.ceil(training.num_train_epochs*was['steps_per_epoch'])
@@ -181,11 +180,27 @@ def take_up(run):
     for change in changes: run.note(change)
     run.event('resume', checkpoint=run.resumed.name, changes=changes)
 
+# %% ../../nbs/training/setup.ipynb #0111a5d6
+@contextmanager
+def enough_memory(run, what:str): # `what`: `to load the base model`
+    "Raise QLoRAError for an allocation that fails inside, in the plan's terms"
+    try: yield
+    except Exception as e:
+        if not is_oom(e): raise
+        failed = e
+    else: return
+    freed = release(failed, run.device)
+    run.event('out of memory', where=what, freed=freed)
+    planned = f'. The plan has {fmt_bytes(run.plan.phases["load"])} for the model as it is loaded' if run.plan else ''
+    smaller = '' if run.config.quantization.bits==4 else 'quantization.bits: 4, '
+    message = f'not enough memory {what}{planned}. {fmt_bytes(freed)} were freed'
+    raise QLoRAError(f'{message}. What helps: {smaller}a smaller model, or to end what else holds memory there', key='model', value=run.config.model)
+
 # %% ../../nbs/training/setup.ipynb #9c328108
 def load_model(run):
     "The base model; on a GPU with the peak of its loading"
     on_gpu = run.device.kind in ('cuda', 'rocm')
-    with meter(run.device) if on_gpu else nullcontext() as gauge:
+    with enough_memory(run, 'to load the base model'), meter(run.device) if on_gpu else nullcontext() as gauge:
         if gauge: gauge.phase('load')
         base = load_base(run.config.model, run.config, run.device, run.precision.compute)
     if gauge: run.memory.loading = gauge.phases['load']

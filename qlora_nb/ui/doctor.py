@@ -79,12 +79,13 @@ def check_gpu()->list:
     "Driver, CUDA and compute capability, or the CPU in their place"
     import torch
     from qlora_nb.facts.hardware import precision
-    from qlora_nb.facts.machine import detect, nvidia_smi, visible
-    listed,device = nvidia_smi(),detect()
-    if listed and not visible(listed): return [_hidden(listed[0]['name'])]
-    if listed and not torch.cuda.is_available(): return [_unusable(listed[0]['name'], torch)]
+    from qlora_nb.facts.machine import nvidia_smi, pick_gpu, visible
+    try: device,note = pick_gpu()
+    except QLoRAError as e: return [Check('GPU', 'bad', str(e))]
+    listed = [] if torch.cuda.is_available() else nvidia_smi()
+    if listed: return [_unusable(listed[0]['name'], torch) if visible(listed) else _hidden(listed[0]['name'])]
     chosen = precision(device)
-    dtype = f'{chosen.compute} compute, since {chosen.why}'
+    dtype = '; '.join([f'{chosen.compute} compute, since {chosen.why}', *([note] if note else [])])
     if device.kind!='cpu':
         capability = f', capability {device.capability[0]}.{device.capability[1]}' if device.capability else ''
         return [Check('GPU', 'fine', f'{device.name}{capability}, CUDA {torch.version.cuda}; {dtype}')]
@@ -94,16 +95,19 @@ def check_gpu()->list:
     return [none, Check('CPU', 'fine', f'{device.name}, {threads} thread{"s"*(threads>1)}; {dtype}')]
 
 # %% ../../nbs/ui/doctor.ipynb #77f68e40
-def _errors_of_4bit(): # → largest error of a product, relative to the largest product, and of a gradient
+def _errors_of_4bit(): # → largest errors of a product and of a gradient, relative to the largest of them
     import bitsandbytes as bnb, torch
     from qlora_nb.facts.formats import quantize
+    from qlora_nb.facts.hardware import precision
+    from qlora_nb.facts.machine import detect
     from qlora_nb.training.loading import guard
+    dtype = getattr(torch, precision(detect()).compute)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     seed = torch.Generator().manual_seed(0)
     weights = torch.randn(64, 128, generator=seed)                                      # 64 out, 128 in
     inputs = torch.randn(8, 128, generator=seed)                                        # 8 rows, 128
     reference = torch.from_numpy(quantize(weights.numpy()).dequantize()).float()        # 64, 128
-    layer = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type='nf4', compress_statistics=False)
+    layer = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=dtype, quant_type='nf4', compress_statistics=False)
     layer.weight = bnb.nn.Params4bit(weights.clone(), requires_grad=False, quant_type='nf4', compress_statistics=False)
     net = torch.nn.Sequential(layer).to(device)
     if device=='cpu': guard(net)
@@ -112,7 +116,7 @@ def _errors_of_4bit(): # → largest error of a product, relative to the largest
     with torch.no_grad(): net.eval()(inputs.to(device))
     leaf = inputs.to(device).requires_grad_()                                           # 8, 128
     net.train()(leaf).sum().backward()
-    through = (leaf.grad.cpu()-reference.sum(0)).abs().max()                            # one number
+    through = (leaf.grad.cpu()-reference.sum(0)).abs().max()/reference.sum(0).abs().max() # one number
     return float(error),float(through)
 
 def check_4bit()->list:
@@ -123,8 +127,8 @@ def check_4bit()->list:
     except Exception as e:
         reason = str(e).splitlines()[0][:160]
         return [Check('4-bit', 'bad', f'{type(e).__name__}: {reason}', '`%pip install -U bitsandbytes`, then restart the kernel')]
-    found = f'largest error: {error:.1e} of the largest product, {through:.1e} in a gradient'
-    if error<1e-2 and through<1e-1: return [Check('4-bit', 'fine', found)]
+    found = f'largest error: {error:.1e} of the largest product, {through:.1e} of the largest gradient'
+    if error<1e-2 and through<1e-2: return [Check('4-bit', 'fine', found)]
     remedy = 'this bitsandbytes computes wrongly on this machine: use `quantization: {bits: none}`, or another version'
     return [Check('4-bit', 'bad', found, remedy)]
 
