@@ -14,8 +14,8 @@ def told(text, **kw):
 @pytest.mark.parametrize('text,say', [
     ('model:demo\ndata: {train: demo}\n', 'line 1: a space is missing after the colon: write model: demo'),
     ('model: demo\ndata:\n  train:rows\n  prompt: q\n', 'line 3: a space is missing after the colon: write train: rows'),
-    (CELL+'\n%qlora_train\n', 'line 4: %qlora_train is a magic: put it into a cell of its own'),
-    (CELL+'%%qlora_config\n', 'line 3: %%qlora_config is a magic'),
+    (CELL+'\n%qlora_train\n', 'line 4: %qlora_train is a notebook command: put it in a cell of its own'),
+    (CELL+'%%qlora_config\n', 'line 3: %%qlora_config is a notebook command'),
     (CELL+'lora_r: 8\n'.replace('lora_r', 'lora_r_'), "unknown key 'lora_r_'"),
     (CELL+'lora: {r: 16, r: 8}\n', 'line 3, lora.r: given twice, on line 3: keep one'),
     (CELL+'training: {per_device_train_batch_size: 0}\n', 'from 1 to 4096, got 0.')])

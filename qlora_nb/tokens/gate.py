@@ -17,8 +17,9 @@ from ..data.messages import Asked
 from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
 from ..data.rows import Messages, Rows, no_rows, read
+from ..methods.method import Section
 from .templates import Template, choose_template
-from ..errors import QLoRAError
+from ..errors import VARIABLES, QLoRAError, expect, mistyped
 from ..render import Shown
 from ..tasks.causal_lm import CAUSAL_LM
 
@@ -219,6 +220,9 @@ def _order(training, train): # → (order of the rows, notes)
 # %% ../../nbs/tokens/gate.ipynb #8d916060
 def prepare(config, tok, namespace:dict|None=None)->Data: # Config from `parse`; tokenizer; the notebook's variables
     "Load, template, encode and account for the training and validation rows"
+    expect('config', config, Section, 'a config, as `parse` gives it')
+    expect('namespace', namespace, dict|None, VARIABLES)
+    if not hasattr(tok, 'eos_token'): raise mistyped('tok', tok, 'a tokenizer, as AutoTokenizer.from_pretrained gives it')
     data,training = config.data,config.training
     template = choose_template(tok, data.chat_template)
     names = (data.train,) if isinstance(data.train, str) else tuple(data.train)
