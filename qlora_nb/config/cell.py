@@ -14,7 +14,7 @@ from .checking import Given, given_as
 from .renamed import carried, former_names, unknown
 from .schema import fields, join_key, keys_of, sections, split_key
 from .slips import BLANKS, TEXTS, glued, odd, syntax
-from .value import MOST, Config, build
+from .value import MOST, Config, build, strangers
 from .words import allowed
 from ..errors import VARIABLES, Problem, QLoRAError, brief, expect, nearest
 from ..facts.checkpoint import TYPOGRAPHIC
@@ -225,7 +225,7 @@ def parse(
         raise QLoRAError(spaced[2] if spaced else 'expected keys with values, such as model: demo', line=cell.line(node))
     _take(cell, node)
     base = {k: given_as(v, '%config') for k,v in (defaults or {}).items() if v is not None}
-    cell.problems += [unknown(k) for k in base if k not in fields()]
+    cell.problems += strangers([k for k in base if k not in fields()])
     return build({k: g for k,g in base.items() if k in fields()} | cell.given, cell.notes, cell.problems)
 
 # %% ../../nbs/config/cell.ipynb #e8c119bf

@@ -89,7 +89,7 @@ def _sign(text, at):
     "What to write where a value begins with a sign of YAML's own"
     before,rest = re.search(r'(\w+):\s*$', text[:at]),re.match(r'[@%`]([^\s,}\n]+)', text[at:])
     if not before or not rest or any(split_key(key)[1]==before[1] for key in TEXTS): return ''
-    return f'{text[at]} cannot begin a value: write {before[1]}: {rest[1].strip("`")[:60]}'
+    return f'a value that begins with {text[at]} needs quotes. Without the sign: {before[1]}: {rest[1].strip("`")[:60]}'
 
 def _hint(text, at, reason):
     "What probably causes a syntax error at a position of the text"

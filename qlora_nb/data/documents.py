@@ -10,8 +10,8 @@ import json, re
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from ..errors import QLoRAError
-from .decoding import Part, Unreadable, described, file_error, listed, text_lines, whole_text
+from ..errors import QLoRAError, listed
+from .decoding import Part, Unreadable, described, file_error, text_lines, whole_text
 from .forms import detect, exchange, is_message
 
 # %% ../../nbs/data/documents.ipynb #25314378
@@ -120,7 +120,7 @@ def column_rows(columns:dict): # → list of (number, row); None where these are
     lists = [list(o.values()) if isinstance(o, dict) else o for o in lists]
     if not lists or not all(isinstance(o, list) for o in lists): return None
     sizes = [f'{name} {len(o)}' for name,o in zip(columns, lists)]
-    if len({len(o) for o in lists})>1: raise QLoRAError(f'the columns differ in length: {", ".join(sizes)}')
+    if len({len(o) for o in lists})>1: raise QLoRAError(f'the columns differ in length: {listed(sizes)}')
     return [(i, dict(zip(columns, row))) for i,row in enumerate(zip(*lists), 1)]
 
 # %% ../../nbs/data/documents.ipynb #bdc108c1

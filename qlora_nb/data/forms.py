@@ -11,7 +11,7 @@ __all__ = ['PAIRS', 'TURNS', 'CHATS', 'TEXTS', 'FORMS', 'EXTRA', 'SYSTEM', 'HIST
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from .decoding import listed
+from ..errors import listed
 
 # %% ../../nbs/data/forms.ipynb #0c6c41a5
 _PAIRS = '''

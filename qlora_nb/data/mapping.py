@@ -9,8 +9,8 @@ __all__ = ['RowError', 'as_text', 'names_in', 'check_spec', 'fill', 'variants']
 import re
 from functools import cache
 from string import Formatter
-from ..errors import QLoRAError, nearest
-from .decoding import described, listed
+from ..errors import QLoRAError, brief, listed, nearest
+from .decoding import described
 
 # %% ../../nbs/data/mapping.ipynb #8e0eb00f
 class RowError(ValueError):
@@ -66,7 +66,7 @@ def check_spec(
     def known(name): return name in columns or unnumbered(name) in (*columns, *paths)
     def no_column(name, where=''):
         near = nearest(name, [o for o in (*columns, *paths) if len(o)<=60])
-        return QLoRAError(f'no column {name!r}{where}; {have}', key=key, value=spec, suggestion=near)
+        return QLoRAError(f'no column {brief(name)}{where}; {have}', key=key, value=spec, suggestion=near)
     if spec in columns: return spec
     try: names = [name for _,name,_ in _pieces(spec) if name is not None]
     except ValueError as e:
@@ -121,7 +121,7 @@ def _lists(row, names): # → {path: list}, of one length
     found = {path: _at(row, path) for path in paths if outer(path)}
     if len({len(o) for o in found.values()})<2: return {path: o or [''] for path,o in found.items()}
     sizes = [f'{".".join(path)} has {len(o)}' for path,o in found.items()]
-    raise RowError('', f'the lists differ in length: {", ".join(sizes)}')
+    raise RowError('', f'the lists differ in length: {listed(sizes)}')
 
 # %% ../../nbs/data/mapping.ipynb #e2d91bd6
 def variants(row:dict, names:list)->list: # From `names_in`; → rows

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from ..errors import VARIABLES, QLoRAError, expect, mistyped, nearest
+from ..errors import VARIABLES, QLoRAError, expect, listed, mistyped, nearest
 from ..render import Shown, html_notes, html_table, text_table
 from .forms import BAD, FINE, GOOD, Form, Shapes
 from .messages import Asked, LeftOut, RowError, all_messages
-from .decoding import How, Unreadable, kind, listed
+from .decoding import How, Unreadable, kind
 from .names import TABLES, holds_rows
 from .sources import choose, parts
 from .turns import Account

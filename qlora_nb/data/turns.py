@@ -9,7 +9,7 @@ __all__ = ['ROLES', 'Account', 'as_json', 'as_tools', 'with_tools', 'tools_of', 
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from ..errors import nearest
+from ..errors import listed, nearest
 from .forms import blank, exchange, rowwise
 from .mapping import RowError, as_text
 from .decoding import described
@@ -56,7 +56,7 @@ def _part(part, column):
     if kind not in _TEXT_PARTS: raise RowError(column, f'a message contains {kind!r}, but only text can be trained on')
     key = next((o for o in _TEXT_KEYS if part.get(o) is not None), None)
     if key: return as_text(part[key], column)
-    raise RowError(column, f"a text part has no 'text'; it has {', '.join(map(str, part))}")
+    raise RowError(column, f"a text part has no 'text'; it has {listed(part)}")
 
 def _content(v, column):
     "Text of a message's content"
@@ -86,7 +86,7 @@ def _arguments(v):
 def _call(v, column):
     inner = v.get('function', v) if isinstance(v, dict) else None
     if not isinstance(inner, dict): raise RowError(column, f'expected a tool call, got {described(v)}')
-    if not inner.get('name'): raise RowError(column, f"a tool call has no 'name'; it has {', '.join(map(str, inner))}")
+    if not inner.get('name'): raise RowError(column, f"a tool call has no 'name'; it has {listed(inner)}")
     given = inner.get('arguments', inner.get('parameters'))
     function = dict(name=inner['name'], arguments={} if given is None else _arguments(given))
     more = {'id': v['id']} if v.get('id') else {}

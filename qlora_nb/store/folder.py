@@ -11,7 +11,7 @@ import errno, hashlib, json, os, platform, re, shlex, socket, time
 from array import array
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, listed, nearest
 from .files import copy_whole, write_whole
 from .mirror import on_hub, pull
 
@@ -173,7 +173,7 @@ def find_run(
     names = [p.name for p in here+away]
     also = f' or {mirror_dir}' if mirror_dir else ''
     if not names: raise QLoRAError(f'there are no runs in {output_dir}{also}', value=name)
-    raise QLoRAError(f'no run {name!r} in {output_dir}; there are {", ".join(names[:8])}.', value=name, suggestion=nearest(name, names))
+    raise QLoRAError(f'no run {name!r} in {output_dir}; there are {listed(names, 8)}.', value=name, suggestion=nearest(name, names))
 
 # %% ../../nbs/store/folder.ipynb #3db0ea45
 def go_on(folder)->str:

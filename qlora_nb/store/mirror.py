@@ -9,7 +9,7 @@ __all__ = ['HUB', 'SMALL', 'on_hub', 'ready', 'push', 'pull', 'mirror']
 import re, shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from ..errors import QLoRAError
+from ..errors import QLoRAError, listed
 from .checkpoints import checkpoints
 from .files import copy_whole, flaw, write_whole
 from .hub import explain
@@ -79,7 +79,7 @@ def pull(
     repo,into = _repo(place),Path(into).expanduser()
     try:
         names = _names(repo, HfApi())
-        if len(names)>1 and not name: raise QLoRAError(f'several runs are in {place}: name one of {", ".join(names[:8])}', key='--resume')
+        if len(names)>1 and not name: raise QLoRAError(f'several runs are in {place}: name one of {listed(names, 8)}', key='--resume')
         if not names or name and name not in names: return None
         name = name or names[0]
         into.mkdir(parents=True, exist_ok=True)

@@ -230,7 +230,7 @@ def _written(folder):
     text = (folder/'config.yaml').read_text()
     method = re.search(r'(?m)^method: *(\w+)', text)
     if not method or method[1] in METHODS: return parse(text)
-    way_out = 'run the notebook that registers it, then resume'
+    way_out = 'run the notebook or import the module that registers it, then resume'
     raise QLoRAError(f'{folder.name} trains with method {method[1]}, which is not known in this kernel: {way_out}', key='method', value=method[1])
 
 def _trusted(folder, cell):
