@@ -1,6 +1,6 @@
 "What people write into a config cell, what a notebook's variables give it, and what a refused cell leaves"
 import pytest, sys
-from qlora_nb import parse, plan
+from qlora_nb import parse, plan, resolve, resume, train
 from qlora_nb.errors import QLoRAError
 from qlora_nb.ui.cli import main
 
@@ -14,9 +14,17 @@ def told(text, **kw):
 @pytest.mark.parametrize('text,say', [
     ('model:demo\ndata: {train: demo}\n', 'line 1: a space is missing after the colon: write model: demo'),
     ('model: demo\ndata:\n  train:rows\n  prompt: q\n', 'line 3: a space is missing after the colon: write train: rows'),
-    (CELL+'\n%qlora_train\n', 'line 4: %qlora_train is a magic: put it into a cell of its own'),
-    (CELL+'%%qlora_config\n', 'line 3: %%qlora_config is a magic'),
+    (CELL+'\n%qlora_train\n', 'line 4: %qlora_train is a notebook command: put it in a cell of its own'),
+    (CELL+'%%qlora_config\n', 'line 3: %%qlora_config is a notebook command'),
     (CELL+'lora_r: 8\n'.replace('lora_r', 'lora_r_'), "unknown key 'lora_r_'"),
+    (CELL+'lora:\n  r:16\n', 'line 4, lora.r: a space is missing after the colon: write r: 16'),
+    (CELL+'lora: {r:16}\n', 'line 3, lora.r: a space is missing after the colon: write r: 16'),
+    (CELL+'lora:\n  r：16\n', 'line 4, lora.r: ： is a fullwidth colon (U+FF1A): write r: 16'),
+    (CELL+'lora:\n  r:\xa016\n', 'line 4, lora.r: a no-break space (U+00A0) stands where a plain space must follow the colon'),
+    ('model: “demo”\ndata: {train: demo}\n', 'line 1, model: “ is a left double quotation mark (U+201C), which is no quote in YAML: write "demo"'),
+    ('model: org/na\u200bme\ndata: {train: demo}\n', 'line 1, model: holds a zero width space (U+200B): write org/name'),
+    (CELL+'“method”: lora\n', 'line 3, method: “ is a left double quotation mark'),
+    (CELL+'!pip install x\n', 'line 3: !pip is a notebook command'),
     (CELL+'lora: {r: 16, r: 8}\n', 'line 3, lora.r: given twice, on line 3: keep one'),
     (CELL+'training: {per_device_train_batch_size: 0}\n', 'from 1 to 4096, got 0.')])
 def test_the_cause_is_named(text, say): assert say in told(text)
@@ -26,6 +34,20 @@ def test_lora_r_is_lora_r(): assert "Did you mean 'lora.r'?" in told(CELL+'lora_
 @pytest.mark.parametrize('text', ['model: demo\t\ndata: {train: demo}\n', 'model: demo\xa0 # base\ndata: {train: demo}\n', '\ufeffmodel: demo\ndata: {train: demo}\n',
     'model: demo\u200b\ndata: {train: demo}\n', 'model\xa0: demo\ndata: {train: demo}\n'])
 def test_what_cannot_be_seen_does_no_harm(text): assert parse(text).model=='demo'
+
+@pytest.mark.parametrize('name', ['a b', 'a/b/c', 'https://huggingface.co/a/b', './nowhere', 'a--b'])
+def test_a_model_that_is_no_hub_id_is_refused_before_any_download(name):
+    with pytest.raises(QLoRAError, match='line 1, model: '): resolve(f'model: {name}\ndata: {{train: demo}}\n')
+
+@pytest.mark.parametrize('call,say', [(lambda: parse(CELL, first_line='x'), "first_line: must be a number, got 'x' of type str"),
+    (lambda: parse(CELL, namespace=[1]), 'namespace: must be a dict of variables, such as globals(), got [1] of type list'),
+    (lambda: resolve(CELL, device='T4'), "device: must be a Device, as `qlora_nb.facts.machine.detect` gives it, got 'T4' of type str"),
+    (lambda: train(CELL, name=3), 'name: must be a name for the folder of the run, got 3 of type int'),
+    (lambda: train(CELL, on_change=3), 'on_change: must be a function that takes the run, got 3 of type int'),
+    (lambda: resume(4), 'name: must be the name or the folder of a run, got 4 of type int')])
+def test_an_argument_of_a_wrong_type_is_one_line(call, say):
+    with pytest.raises(QLoRAError) as e: call()
+    assert str(e.value)==say
 
 def test_a_comment_that_cuts_a_prompt_is_named():
     c = parse('model: demo\ndata:\n  train: x.jsonl\n  prompt: Question # {q}\n  completion: a # the answer\n')

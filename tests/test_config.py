@@ -10,7 +10,7 @@ from qlora_nb.config.complete import complete
 from qlora_nb.config.renamed import FORMER, FORMER_VALUES, GONE
 from qlora_nb.config.resolve import resolve
 from qlora_nb.config.schema import SCHEDULES, fields, sections
-from qlora_nb.config.value import Config
+from qlora_nb.config.value import Config, _Quoting
 from qlora_nb.config.words import allowed, choices, docs_table
 from qlora_nb.tokens.templates import CHAT_TEMPLATES, TEMPLATES
 from qlora_nb.errors import QLoRAError
@@ -587,9 +587,15 @@ def test_round_trip(flat):
         for k in ('eval_strategy', 'early_stopping_patience', 'load_best_model_at_end'): flat.pop(f'training.{k}', None)
     tree = {}
     for k,v in flat.items(): (tree.setdefault(k.rpartition('.')[0], {}) if '.' in k else tree)[k.rpartition('.')[2]] = v
-    c = parse(yaml.safe_dump(tree, allow_unicode=True))
+    c = parse(yaml.dump(tree, Dumper=_Quoting, allow_unicode=True))
     for k,v in flat.items():
         if (k,v)!=('training.eval_strategy', 'auto'): assert c.flat[k]==(tuple(v) if isinstance(v, list) else v.strip() if k in ('model', 'revision', 'data.group', 'data.name', 'data.split', 'data.revision') else c.flat[k] if isinstance(v, str) else v)
     again = parse(c.to_yaml())
     assert c.to_yaml().count('eval_strategy')<=('training.eval_strategy' in flat or c.training.eval_strategy=='steps')
     assert again==c and again.fingerprint==c.fingerprint and again.to_yaml()==c.to_yaml()
+
+@pytest.mark.parametrize('word', ['1.10', '0123', '1_000', 'on', 'off', 'yes', 'True', '2024-01-01', '0x10', '1e5', '1:30', 'NaN'])
+def test_a_text_that_looks_like_a_number_stays_as_it_is_written(word):
+    c = parse(f'model: demo\nrevision: {word}\ndata: {{train: demo, split: {word}, name: {word}}}\n')
+    assert c.revision==c.data.split==c.data.name==word and parse(c.to_yaml())==c and c.with_(**{'lora.r': 8}).revision==word
+    assert parse('model: demo\nrevision: $tag\ndata: {train: demo}\n', namespace=dict(tag=word)).revision==word

@@ -1,7 +1,8 @@
 "One line for each problem, and the word that was probably meant"
 from functools import cache
 from hypothesis import given, settings, strategies as st
-import pytest
+import pytest, time
+from qlora_nb import inspect, parse, resolve
 from qlora_nb.errors import Problem, QLoRAError, edit_distance, levenshtein, nearest, within
 
 WORDS = st.text('abcd_', max_size=7)
@@ -50,3 +51,37 @@ def test_a_notebook_shows_the_line_and_stops(capsys):
     from IPython.core.interactiveshell import InteractiveShell
     result = InteractiveShell().run_cell('from qlora_nb.errors import QLoRAError\nraise QLoRAError("no", key="lora.r", line=2)')
     assert capsys.readouterr().out=='QLoRAError: line 2, lora.r: no\n' and isinstance(result.error_in_exec, QLoRAError)
+
+CELL,LONG,WORDY = 'model: demo\ndata: {train: demo}\n','x'*5000,'word '*1000
+TRAIN = 'model: demo\ndata:\n  train: '
+WIDE = [{f'column_{i}': i for i in range(3000)}]
+NAMED = [{f'{LONG}{i}': i for i in range(30)}]
+
+def bounded(call): # the lines of a refusal
+    with pytest.raises(QLoRAError) as e: call()
+    assert max(map(len, e.value.lines))<=400 and len(e.value.lines)<=22
+    return e.value.lines
+
+@pytest.mark.parametrize('text', [f'model: {LONG}\ndata: {{train: demo}}', f'model: {WORDY}\ndata: {{train: demo}}', f'model: ./{LONG}\ndata: {{train: demo}}',
+    TRAIN+WORDY, f'{TRAIN}./{LONG}.csv', f'{TRAIN}"{LONG}*"', f'{TRAIN}"{WORDY}*"', f'{TRAIN}{"a/"*2000}b', f'{CELL}hardware: {{gpu: {LONG}}}', f'{CELL}hardware: {{gpu: {WORDY}}}',
+    f'{CELL}lora: {{r: {WORDY}}}', f'{CELL}lora: {{r: {list(range(2000))}}}', f'{CELL}lora: {{r: ${LONG}}}', f'{CELL}training: {{optim: {WORDY}}}', f'{CELL}lora: {{r: “{WORDY}”}}',
+    f'{CELL}lora:{WORDY}', f'{CELL}%{LONG}', f'{CELL}{LONG[:900]}: 3', f'{CELL}seed: {"9"*5000}', f'{CELL}lora:\n'+6000*'  r: 8\n'])
+def test_a_long_value_is_not_repeated_whole(text): bounded(lambda: resolve(parse(text, namespace={}), {}))
+
+@pytest.mark.parametrize('rows,prompt', [(rows, prompt) for rows in (WIDE, NAMED) for prompt in ('{nothing}', f'{{{LONG[:400]}}}', LONG[:3000])])
+def test_thousands_of_columns_are_not_listed(rows, prompt): assert ' more' in bounded(lambda: inspect(rows, prompt=prompt, completion='y'))[0]
+
+@pytest.mark.parametrize('rows,say', [({f'c{i}': [1]*(i%3) for i in range(2000)}, 'c10 1, c11 2 and 1,988 more'),
+    ([{'messages': [{'role': 'user', 'content': [WIDE[0]]}]}], 'column_11 and 2,988 more'),
+    ([{'messages': [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'tool_calls': WIDE}]}], 'column_11 and 2,988 more')])
+def test_what_is_not_listed_is_counted(rows, say): assert say in bounded(lambda: inspect(rows))[0]
+
+def test_rows_of_no_known_form_are_told_in_one_line():
+    for rows in (WIDE, NAMED, [{'a': {f'k{i}': str(i) for i in range(2000)}}]): assert max(map(len, inspect(rows).said))<=400
+
+@pytest.mark.parametrize('call', [lambda: parse(CELL+''.join(f'k{i}: 1\n' for i in range(6000))),
+    lambda: parse(CELL, defaults={f'k{i}': 1 for i in range(6000)}), lambda: parse(CELL).with_(**{f'training.k{i}': 1 for i in range(6000)})])
+def test_six_thousand_unknown_keys_are_twenty_lines_and_the_number_of_the_rest(call):
+    began = time.process_time()
+    lines = bounded(call)
+    assert lines[0]=='6,000 problems in the configuration' and lines[-1]=='  and 5,980 more' and time.process_time()-began<10

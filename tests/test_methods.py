@@ -10,8 +10,10 @@ from qlora_nb.config.schema import Settings
 from qlora_nb.config.value import Config, _Page
 from qlora_nb.methods.register import METHODS, OF_JOB, TAKEN, register
 from qlora_nb.simulation.job import Job
+from qlora_nb.store.folder import write_about
 from qlora_nb.training.resume import SPLIT, compare
 from qlora_nb.training.start import resume, train
+from qlora_nb.ui.explorer import Explorer, settings as explorer_settings
 from test_resume import final
 
 class Norms(Section):
@@ -48,6 +50,19 @@ def test_the_plan_prices_it(norms):
     trained = sum(t.size for t in p.architecture.tensors if t.group=='norms')
     assert p.budget.trainable==trained==65*4096 and p.budget.group('gradients')==4*trained and p.verdict=='fits'
     assert 'norm tuning on nf4 with double quantisation, with the last norm' in str(p) and [o.method.name for o in p.options]==['full', 'norms', 'norms']
+
+def test_a_kernel_that_does_not_know_the_method_of_a_run_says_so(tmp_path):
+    (tmp_path/'run').mkdir()
+    write_about(tmp_path/'run', name='run', status='stopped')
+    (tmp_path/'run/config.yaml').write_text('model: demo\ndata:\n  train: demo\nmethod: norms\nnorms:\n  last: false\n')
+    with pytest.raises(QLoRAError) as e: resume('run', output_dir=tmp_path)
+    assert str(e.value)=='method: run trains with method norms, which is not known in this kernel: run the notebook or import the module that registers it, then resume'
+
+def test_the_explorer_has_the_controls_of_the_method(norms):
+    for method,own in (('lora', ('lora.r', 'lora.target_modules')), ('full', ()), ('norms', ())):
+        assert tuple(key for key in explorer_settings(METHODS[method]) if key.split('.')[0] in ('lora', 'full', 'norms'))==own
+    config = parse('model: Llama-2-7B\ndata: {train: demo}\nmethod: norms\nhardware: {gpu: T4}\n')
+    assert not [key for key in Explorer(config).controls if key.startswith('lora')]
 
 def test_it_trains_and_resumes_to_the_same_bytes(norms, folder, tmp_path):
     whole = train(cell(folder, tmp_path/'whole'), ROWS, name='run')

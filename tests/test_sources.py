@@ -124,7 +124,7 @@ def test_numbered_labels_get_their_names(folder):
     d.to_parquet(str(folder/'l.parquet'))
     for source in (d, 'l.parquet'): assert [m[1]['content'] for m in inspect(source, {}).messages]==['good', 'bad']
 
-@pytest.mark.parametrize('v,said', [(3, 'rows must be a DataFrame, a list of dicts, a dict of columns or of splits, or a Dataset, got a value of type int'), ([], 'rows has no rows'), (dict(a=[1], b=[1, 2]), 'rows: the columns differ in length: a 1, b 2')])
+@pytest.mark.parametrize('v,said', [(3, 'source: must be a name as under data.train, or a DataFrame, a list of dicts, a dict of columns or of splits, or a Dataset, got 3 of type int'), ([], 'rows has no rows'), (dict(a=[1], b=[1, 2]), 'rows: the columns differ in length: a 1, b 2')])
 def test_variables_that_are_no_rows(v, said):
     with pytest.raises(QLoRAError) as e: inspect(v)
     assert line(e).startswith(said)

@@ -8,11 +8,15 @@ __all__ = ['for_model', 'for_device', 'resolve']
 # %% ../../nbs/config/resolve.ipynb #1a6b4065
 import os
 
+from .cell import as_config
 from .checking import given_as
 from .value import Config, build
 from ..data.names import meaning, no_such_path
-from ..errors import QLoRAError
-from ..facts.hardware import gpu, precision
+from ..errors import VARIABLES, QLoRAError, expect
+from ..facts.checkpoint import check_name
+from ..facts.architecture import Architecture
+from ..facts.hardware import Device, gpu, precision
+from ..facts.models import known_names
 from ..facts.optimizers import OPTIMIZERS
 from ..methods.register import find_method
 
@@ -60,8 +64,11 @@ def _known_gpu(config):
 
 def _known_model(config):
     model = config.model
-    if not model.startswith(('.', '/', '~')) or os.path.isdir(os.path.expanduser(model)): return
-    raise _located(config, 'model', no_such_path(model))
+    if os.path.isdir(os.path.expanduser(model)): return
+    try:
+        if model.startswith(('.', '/', '~')): raise no_such_path(model)
+        check_name(model, known_names())
+    except QLoRAError as e: raise _located(config, 'model', e) from e
 
 # %% ../../nbs/config/resolve.ipynb #c1125408
 def _kinds(config, key, namespace):
@@ -73,12 +80,16 @@ def _kinds(config, key, namespace):
     return ', '.join(dict.fromkeys(m.kind for m in found)),[f'{key}: {m.note}' for m in found if m.note]
 
 def resolve(
-    config:Config, # From `parse`
+    config:Config|str, # From `parse`, or the text of a cell
     namespace:dict|None=None, # Variables of the notebook
     architecture=None, # An `Architecture`, from `models.find`
     device=None # A `Device`, from `machine.detect`
 )->Config: # With `kinds`, derived values and further notes; raises QLoRAError
     "Look at files, variables, model and machine"
+    expect('namespace', namespace, dict|None, VARIABLES)
+    expect('architecture', architecture, Architecture|None, 'an Architecture, as `qlora_nb.facts.models.find` gives it')
+    expect('device', device, Device|None, 'a Device, as `qlora_nb.facts.machine.detect` gives it')
+    config = as_config(config, namespace=namespace)
     _known_gpu(config)
     _known_model(config)
     kinds,notes,changes = {},list(config._noted),{}

@@ -10,8 +10,8 @@ import json, re
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from ..errors import QLoRAError
-from .decoding import Part, Unreadable, described, file_error, listed, text_lines, whole_text
+from ..errors import QLoRAError, listed
+from .decoding import Part, Unreadable, described, file_error, text_lines, whole_text
 from .forms import detect, exchange, is_message
 
 # %% ../../nbs/data/documents.ipynb #25314378

@@ -10,7 +10,7 @@ __all__ = ['PAIRS', 'TURNS', 'CHATS', 'TEXTS', 'FORMS', 'EXTRA', 'SYSTEM', 'HIST
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from .decoding import listed
+from ..errors import listed
 from .mapping import marks_in
 
 # %% ../../nbs/data/forms.ipynb #0c6c41a5

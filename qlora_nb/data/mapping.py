@@ -10,8 +10,8 @@ __all__ = ['GOOD', 'BAD', 'FINE', 'NOTHING', 'RowError', 'as_text', 'names_in', 
 import re
 from functools import cache
 from string import Formatter
-from ..errors import QLoRAError, nearest
-from .decoding import described, listed
+from ..errors import QLoRAError, brief, listed, nearest
+from .decoding import described
 
 # %% ../../nbs/data/mapping.ipynb #8e0eb00f
 class RowError(ValueError):
@@ -67,7 +67,7 @@ def check_spec(
     def known(name): return name in columns or unnumbered(name) in (*columns, *paths)
     def no_column(name, where=''):
         near = nearest(name, [o for o in (*columns, *paths) if len(o)<=60])
-        return QLoRAError(f'no column {name!r}{where}; {have}', key=key, value=spec, suggestion=near)
+        return QLoRAError(f'no column {brief(name)}{where}; {have}', key=key, value=spec, suggestion=near)
     if spec in columns: return spec
     try: names = [name for _,name,_ in _pieces(spec) if name is not None]
     except ValueError as e:

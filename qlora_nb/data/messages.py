@@ -8,10 +8,10 @@ __all__ = ['Asked', 'LeftOut', 'all_messages', 'to_messages']
 # %% ../../nbs/data/messages.ipynb #e50d22a4
 import re
 from dataclasses import dataclass
-from ..errors import QLoRAError
+from ..errors import QLoRAError, listed
 from .forms import CHATS, MEDIA, Form, blank, turns_in
 from .mapping import BAD, RowError, as_text, check_spec, fill, names_in, variants
-from .decoding import How, described, listed
+from .decoding import How, described
 from .turns import ROLES, Account, as_json, as_messages, as_tools, with_tools
 
 # %% ../../nbs/data/messages.ipynb #3304594e

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .reading import SUFFIXES
-from ..errors import QLoRAError, nearest, within
+from ..errors import QLoRAError, brief, nearest, within
 
 # %% ../../nbs/data/names.ipynb #cde9831e
 def is_path(name:str)->bool:
@@ -80,7 +80,7 @@ def _pattern(name, path):
 def _hub(name, namespace):
     if is_path(name): raise no_such_path(name)
     is_id = re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name)
-    if not is_id: raise QLoRAError(f'{name!r} is not a file, a variable or a Hub id', value=name)
+    if not is_id: raise QLoRAError(f'{brief(name)} is not a file, a variable or a Hub id', value=name)
     near = within(name, row_variables(namespace))
     guess = f'{name} is neither a file nor a variable, so it is looked for on the Hub. There is a variable {near}.'
     return Meaning(name, 'hub', note=guess if near else '')
@@ -93,9 +93,9 @@ def meaning(
     namespace = namespace or {}
     path = Path(name).expanduser()
     if name=='demo': return Meaning(name, 'demo')
-    if path.is_file():
+    if os.path.isfile(path):
         if name not in namespace or not holds_rows(namespace[name]): return Meaning(name, 'file', (path,))
         raise QLoRAError(f'{name!r} is both a file and a variable: write ./{name}, or rename the variable', value=name)
     if name in namespace: return _variable(name, namespace)
-    if path.is_dir(): return _folder(name, path)
+    if os.path.isdir(path): return _folder(name, path)
     return _pattern(name, path) if glob.has_magic(name) else _hub(name, namespace)

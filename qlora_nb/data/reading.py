@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from ..errors import QLoRAError
-from .decoding import How, Part, Unreadable, file_error, kind, listed, text_lines, whole_text
+from ..errors import QLoRAError, listed
+from .decoding import How, Part, Unreadable, file_error, kind, text_lines, whole_text
 from .documents import json_parts
 
 # %% ../../nbs/data/reading.ipynb #3f7f83e0

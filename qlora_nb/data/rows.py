@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from ..errors import QLoRAError, nearest
+from ..errors import VARIABLES, QLoRAError, expect, listed, mistyped, nearest
 from ..render import Shown, html_notes, html_table, text_table
 from .forms import Form, Shapes
 from .mapping import BAD, FINE, mark_words
 from .messages import Asked, LeftOut, RowError, all_messages
-from .decoding import How, Unreadable, kind, listed
+from .decoding import How, Unreadable, kind
+from .names import TABLES, holds_rows
 from .sources import choose, parts
 from .turns import Account
 from .writing import RowProblem, Writer, mapped, new_folder
@@ -236,6 +237,11 @@ def inspect(
     header:bool=True, sample_by:str|None=None # Of tables without a header; of text: line, paragraph or file
 )->Rows: # `.form`, `.rows`, `.splits`, `.problems`; rows of all splits
     "What a source holds: form, rows, splits, problems"
+    expect('namespace', namespace, dict|None, VARIABLES)
+    for key,text in dict(name=name, revision=revision, prompt=prompt, completion=completion, sample_by=sample_by).items():
+        expect(key, text, str|None, 'a text')
+    expect('side', side, str|Path|None, 'the name of a file')
+    if not isinstance(source, str|Path) and not holds_rows(source): raise mistyped('source', source, f'a name as under data.train, or {TABLES}')
     called,space = str(source),_variables() if namespace is None else namespace
     if not isinstance(source, (str, Path)): called,space = 'rows',dict(rows=source)
     asked = Asked(prompt, completion, how=How(header, sample_by))

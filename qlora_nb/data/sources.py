@@ -10,9 +10,9 @@ import json, sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from ..errors import QLoRAError, installed, nearest
+from ..errors import QLoRAError, brief, installed, listed, nearest
 from .names import TABLES, meaning
-from .decoding import How, Part, file_error, kind, listed, mistaken
+from .decoding import How, Part, file_error, kind, mistaken
 from .documents import as_row, is_talk, object_rows, read_jsonl, split_named
 from .reading import SUFFIXES, TEXT_FILES, text_parts
 from .forms import detect
@@ -262,7 +262,7 @@ def choose(
     "The parts that are meant"
     have = list(dict.fromkeys(o.split for o in found))
     def refused(said, **more): return QLoRAError(said, key='data.split', **more)
-    if split and split not in have: raise refused(f'no split {split!r}; there are {listed(have)}.', value=split, suggestion=nearest(split, have))
+    if split and split not in have: raise refused(f'no split {brief(split)}; there are {listed(have)}.', value=split, suggestion=nearest(split, have))
     wanted = (split,) if split else _FIRST[use]
     pick = have[0] if len(have)==1 else next((o for o in wanted if o in have), None)
     if pick is None: raise refused(f'there are the splits {listed(have)}: name one under `data: {{split: …}}`')

@@ -9,7 +9,7 @@ __all__ = ['ROLES', 'Account', 'as_json', 'as_tools', 'with_tools', 'tools_of', 
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from ..errors import nearest
+from ..errors import listed, nearest
 from .forms import blank, exchange, rowwise
 from .mapping import RowError, as_text
 from .decoding import described, listed

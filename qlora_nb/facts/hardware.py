@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, brief, listed, nearest
 from ..render import GiB, Shown, fmt_bytes, html_table, text_table
 
 # %% ../../nbs/facts/hardware.ipynb #c5c604f7
@@ -139,8 +139,8 @@ def gpu(
     ending = [n for n in names if plain and _plain(n).endswith(plain)]
     if len(ending)==1: return known[_plain(ending[0])] # `3090`
     near = next((n for n in names if plain and plain in _plain(n)), None) or nearest(name, names)
-    listed = f'{len(names)} are listed by %qlora_plan and `python -m qlora_nb gpus`' if near else f"it has {', '.join(names)}"
-    raise QLoRAError(f'no GPU {name!r} in the catalogue; {listed}.', value=name, suggestion=near)
+    known = f'{len(names)} are listed by %qlora_plan and `python -m qlora_nb gpus`' if near else f'it has {listed(names)}'
+    raise QLoRAError(f'no GPU {brief(name)} in the catalogue; {known}.', value=name, suggestion=near)
 
 # %% ../../nbs/facts/hardware.ipynb #ee5d63e5
 GPU_HEAD = ('GPU', 'usable', 'GB/s', 'TFLOP/s', 'capability', 'bfloat16', '$ per hour')

@@ -10,7 +10,7 @@ __all__ = ['Name', 'Names', 'ATTENTION', 'FIXED', 'LORA', 'Lora', 'target_linear
 from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, brief, listed, nearest
 from ..facts.skeleton import adaptable, has_experts, linear_shape
 from .method import Method, Section
 
@@ -42,7 +42,7 @@ def target_linears(
     asked = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     for name in asked:
         if name in names: continue
-        message = f"{arch.name} has no linear layer {name!r} to adapt; it has {', '.join(names)}."
+        message = f"{arch.name} has no linear layer {brief(name)} to adapt; it has {listed(names)}."
         raise QLoRAError(message, key='lora.target_modules', value=name, suggestion=nearest(name, names))
     return [l for l in layers if l.name in asked]
 
@@ -68,7 +68,7 @@ def _checked(asked, layers):
     names = list(dict.fromkeys(layers.values()))
     for name in asked:
         if any(path==name or path.endswith(f'.{name}') for path in layers): continue
-        message = f"the model has no linear layer {name!r} to adapt; it has {', '.join(names)}."
+        message = f"the model has no linear layer {brief(name)} to adapt; it has {listed(names)}."
         raise QLoRAError(message, key='lora.target_modules', value=name, suggestion=nearest(name, names))
     return list(asked)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .time import MILLION, Cost, Work, cost, work
-from ..config.cell import parse
+from ..config.cell import as_config
 from ..config.resolve import for_device, for_model
 from ..config.schema import Settings
 from ..config.value import Config
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, expect, nearest
 from .fit import alike, ENGINES, Fit, Machine, Peak, fit, loading, peak, spread
 from .advice import setting_changes, solve, solved_for, suggest
 from ..facts.hardware import Device, Precision, attention, gpu, gpus, precision
@@ -196,8 +196,9 @@ def _gpu_verdicts(p):
 RECENT = Device('cuda', 'a GPU with native bfloat16', capability=(8, 0), bf16=True)
 
 def _config(what):
-    if isinstance(what, str) and ('\n' in what or ': ' in what): return parse(what, defaults={'data.train': 'demo'}) # Memory needs no rows
-    if isinstance(what, (str, Architecture)): return Settings(model=getattr(what, 'name', what), data=dict(train='demo'))
+    if isinstance(what, str) and ('\n' in what or ': ' in what): return as_config(what, defaults={'data.train': 'demo'}) # Memory needs no rows
+    if what and isinstance(what, (str, Architecture)): return Settings(model=getattr(what, 'name', what), data=dict(train='demo'))
+    expect('what', what, Settings, 'a config, the text of a cell, the name of a model, or an Architecture')
     return what
 
 def _at(config, key, e):
@@ -258,6 +259,8 @@ def plan(
     learned:float=1. # Share of the tokens of a batch that is learned, where it is known
 )->Plan:
     "Does it fit, on which GPU, for how long, for how much"
+    expect('device', device, Device|None, 'a Device (the name of a GPU is passed as gpu)')
+    expect('gpu', gpu, str|None, 'the name of a GPU')
     if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
     config = _config(what)
     device,said = _device(config, device, gpu)

@@ -9,7 +9,7 @@ __all__ = ['EFFICIENCY', 'WHY', 'MILLION', 'Flops', 'flops_per_token', 'step_sec
 # %% ../../nbs/planning/time.ipynb #d10587fe
 from dataclasses import dataclass
 
-from ..errors import QLoRAError
+from ..errors import QLoRAError, mistyped
 from ..facts.hardware import Device
 from .terms import count
 from ..simulation.job import Job
@@ -82,7 +82,8 @@ def work(
     if isinstance(tokens, int):
         if tokens<1: raise QLoRAError('the number of tokens is at least 1', key='tokens', value=tokens)
         return Work(round(tokens*training.num_train_epochs), f'{tokens:,} tokens × {training.num_train_epochs:g} epochs')
-    lengths = [int(n) for n in tokens]
+    try: lengths = [int(n) for n in tokens]
+    except (TypeError, ValueError) as e: raise mistyped('tokens', tokens, 'a number of tokens, or the length of each row') from e
     if not lengths or min(lengths)<1: raise QLoRAError('every row has at least one token', key='tokens', value=len(lengths) and min(lengths))
     cut,batch = [min(n, training.max_length) for n in lengths],training.per_device_train_batch_size
     once = sum(cut)*padded(cut, batch)

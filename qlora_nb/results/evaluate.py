@@ -9,19 +9,21 @@ __all__ = ['NO_RUN', 'LABELS', 'SCORE_HEAD', 'ANSWER_HEAD', 'base_model', 'gener
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
-from ..errors import QLoRAError
+from ..errors import QLoRAError, expect
 from ..methods.register import find_method
 from ..render import Shown, html_table, tag, text_table
 from .scores import scores
 from ..tasks.causal_lm import CAUSAL_LM
 from ..tasks.generate import answers
 from ..tokens.checks import says
+from ..training.run import Run
 
 # %% ../../nbs/results/evaluate.ipynb #66f59b80
 NO_RUN = 'nothing has been trained in this notebook yet: run %qlora_train first'
 
 def _trained(run):
     if run is None: raise QLoRAError(NO_RUN)
+    expect('run', run, Run, 'a run, as `train` and `resume` return it and as %qlora_train -o run assigns it')
     if run.running: raise QLoRAError(f'{run.name} is still running: wait for it, or stop it with %qlora_stop')
     if run.model is not None: return run.model
     freed = 'its model was freed when the next run began' if run.status in ('finished', 'stopped') and run.adapter else f'it {run.status}'
@@ -50,6 +52,9 @@ def generate(
 )->str: # The answer
     "Generate one answer with the fine-tuned model"
     model = _trained(run)
+    expect('prompt', prompt, str, 'a text')
+    expect('system', system, str|None, 'a text')
+    expect('max_new_tokens', max_new_tokens, int, 'a number of tokens')
     messages = run.data.prompts.messages(prompt, system)
     def answer(model): return answers(model, run.tokenizer, run.data.template, [messages], max_new_tokens)[0]
     if adapter: return answer(model)
@@ -116,6 +121,12 @@ def compare(
 )->Comparison: # Shows itself as scores and a grid
     "Answer the same prompts with the base model and with the fine-tuned model"
     model = _trained(run)
+    expect('rows', rows, int|None, 'a number of rows')
+    expect('prompts', prompts, list|tuple|None, 'a list of texts')
+    expect('max_new_tokens', max_new_tokens, int, 'a number of tokens')
+    expect('batch_size', batch_size, int, 'a number of prompts')
+    for prompt in prompts or (): expect('prompts', prompt, str, 'a list of texts')
+    expect('system', system, str|None, 'a text')
     asked,wanted,source = _asked(run, rows, prompts, system)
     def answer(model, done):
         def half(share): tick((share+done)/2)

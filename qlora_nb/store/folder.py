@@ -12,7 +12,7 @@ from array import array
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
-from ..errors import QLoRAError, nearest
+from ..errors import QLoRAError, listed, nearest
 from .files import copy_whole, write_whole
 from .mirror import on_hub, pull
 from .secrets import redact_texts
@@ -198,7 +198,7 @@ def find_run(
     names = [p.name for p in here+away]
     also = f' or {mirror_dir}' if mirror_dir else ''
     if not names: raise QLoRAError(f'there are no runs in {output_dir}{also}', value=name)
-    raise QLoRAError(f'no run {name!r} in {output_dir}; there are {", ".join(names[:8])}.', value=name, suggestion=nearest(name, names))
+    raise QLoRAError(f'no run {name!r} in {output_dir}; there are {listed(names, 8)}.', value=name, suggestion=nearest(name, names))
 
 # %% ../../nbs/store/folder.ipynb #3db0ea45
 def go_on(folder)->str:

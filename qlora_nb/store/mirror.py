@@ -10,7 +10,7 @@ __all__ = ['HUB', 'SMALL', 'ABOUT', 'on_hub', 'identity', 'names_at', 'ready', '
 import json, re, shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from ..errors import QLoRAError
+from ..errors import QLoRAError, listed
 from .checkpoints import checkpoints, step_of
 from .files import SEAL, copy_whole, flaw, write_whole
 from .hub import explain
@@ -108,7 +108,7 @@ def pull(
     repo,into = _repo(place),Path(into).expanduser()
     try:
         names = _names(HfApi().list_repo_files(repo))
-        if len(names)>1 and not name: raise QLoRAError(f'several runs are in {place}: name one of {", ".join(names[:8])}', key='--resume')
+        if len(names)>1 and not name: raise QLoRAError(f'several runs are in {place}: name one of {listed(names, 8)}', key='--resume')
         if not names or name and name not in names: return None
         name = name or names[0]
         into.mkdir(parents=True, exist_ok=True)

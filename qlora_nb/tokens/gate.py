@@ -19,8 +19,9 @@ from ..data.messages import Asked
 from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
 from ..data.rows import Messages, Rows, no_rows, read
+from ..methods.method import Section
 from .templates import Template, choose_template
-from ..errors import QLoRAError
+from ..errors import VARIABLES, QLoRAError, expect, mistyped
 from ..render import Shown
 from ..store.cache import cache_folder, scratch
 from ..store.files import private
@@ -254,6 +255,9 @@ def prepare(
     folder=None # Run folder, which gets the list of the rows that cannot be read
 )->Data:
     "Load, template, encode and account for the training and validation rows"
+    expect('config', config, Section, 'a config, as `parse` gives it')
+    expect('namespace', namespace, dict|None, VARIABLES)
+    if not hasattr(tok, 'eos_token'): raise mistyped('tok', tok, 'a tokenizer, as AutoTokenizer.from_pretrained gives it')
     data,training = config.data,config.training
     template = choose_template(tok, data.chat_template)
     names = (data.train,) if isinstance(data.train, str) else tuple(data.train)

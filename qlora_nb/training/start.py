@@ -8,12 +8,14 @@ __all__ = ['work', 'unexpected', 'keep_model', 'end', 'leave', 'current', 'new_f
 
 # %% ../../nbs/training/start.ipynb #1b598664
 import contextvars, gc, math, os, re, signal, sys, time, uuid
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from ..config.cell import parse
+from ..config.cell import as_config, parse
 from ..config.places import found_again, rooted
-from ..errors import QLoRAError
+from ..errors import VARIABLES, QLoRAError, expect
+from ..methods.register import METHODS
 from ..quiet import quiet
 from ..render import page
 from ..store.checkpoints import checkpoints, latest
@@ -130,7 +132,9 @@ def new_run(
 )->Run: # A run that has its folder and has not started
     "Check that nothing else runs, and make the folder"
     _alone()
-    if isinstance(config, str): config = parse(config)
+    expect('name', name, str|None, 'a name for the folder of the run')
+    expect('max_steps', max_steps, int|None, 'a number of steps')
+    config = as_config(config)
     cell,config = config.to_yaml(),rooted(config, namespace or ())
     if max_steps: config = config.with_(**{'training.max_steps': max_steps})
     run = Run(config, new_folder(config, name))
@@ -183,6 +187,11 @@ def start(
     Thread(target=context.run, args=(work, run, namespace), name=f'qlora_nb {run.name}', daemon=True).start()
     return run
 
+# %% ../../nbs/training/start.ipynb #1bf68293
+def _check_start(namespace, on_change):
+    expect('namespace', namespace, dict|None, VARIABLES)
+    expect('on_change', on_change, Callable|None, 'a function that takes the run')
+
 def train(
     config, # `Config`, or the text of a config cell
     namespace:dict|None=None, # The notebook's variables
@@ -191,6 +200,7 @@ def train(
     on_change=None # Called with the run whenever something changed
 )->Run: # A run that ended
     "Fine-tune as the config says, and wait for it; raises QLoRAError"
+    _check_start(namespace, on_change)
     return start(new_run(config, name, max_steps, namespace), namespace, on_change).wait()
 
 # %% ../../nbs/training/start.ipynb #7e53c18b
@@ -204,7 +214,12 @@ def old_run(
 )->Run: # A run that stands at its checkpoint and has not started
     "Prepare a run to be resumed; raises QLoRAError where there is nothing to resume from"
     _alone()
-    if isinstance(config, str): config = parse(config)
+    expect('name', name, str|Path, 'the name or the folder of a run')
+    expect('extend', extend, str|int, 'steps or epochs to add, such as 30 or "1 epoch"')
+    expect('micro_batch', micro_batch, int|None, 'a number of rows')
+    expect('output_dir', output_dir, str|Path, 'a folder of runs')
+    expect('mirror_dir', mirror_dir, str|Path|None, 'a folder of runs, or hf://user/name')
+    if config is not None: config = as_config(config)
     if config: output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
     folder = find_run(name, output_dir, mirror_dir)
     _trusted(folder, config)
@@ -218,12 +233,21 @@ def old_run(
     run.checkpoints = [p.name for p in checkpoints(folder)]
     return run
 
+def _written(folder):
+    "The config of a run, whose method is to be known in this kernel"
+    text = (folder/'config.yaml').read_text()
+    method = re.search(r'(?m)^method: *(\w+)', text)
+    if not method or method[1] in METHODS: return parse(text)
+    way_out = 'run the notebook or import the module that registers it, then resume'
+    raise QLoRAError(f'{folder.name} trains with method {method[1]}, which is not known in this kernel: {way_out}', key='method', value=method[1])
+
 def _trusted(folder, cell):
     "Code that comes with a model runs only where today's cell says so: the folder may be somebody else's"
-    if not parse((folder/'config.yaml').read_text()).trust_remote_code or cell and cell.trust_remote_code: return
+    if not _written(folder).trust_remote_code or cell and cell.trust_remote_code: return
     message = f'{folder.name} runs Python code that comes with its model: to allow it, say trust_remote_code: true in today\'s config cell'
     raise QLoRAError(message, key='trust_remote_code', value=True)
 
+# %% ../../nbs/training/start.ipynb #24b328c5
 def _find_checkpoint(run, about, extend):
     run.resumed,damaged = latest(run.folder)
     run.notes += damaged
@@ -247,7 +271,7 @@ def config_of(
 ): # Config
     "The config that a run is resumed with"
     then = parse(about['cell'])
-    config = found_again(parse((folder/'config.yaml').read_text()), then)
+    config = found_again(_written(folder), then)
     if cell is not None: config = merged(config, then, cell)
     config = rooted(config, [p.stem for p in (folder/'data').glob('*.parquet')])
     changes = {}
@@ -275,4 +299,5 @@ def resume(
     **kw # `extend`, `micro_batch`, `output_dir` and `mirror_dir`, as for `old_run`
 )->Run: # A run that ended
     "Resume a run, and wait for it; raises QLoRAError"
+    _check_start(namespace, on_change)
     return start(old_run(name, config, **kw), namespace, on_change).wait()
