@@ -3,9 +3,12 @@ import json, os, random, signal, threading, time
 import numpy, pytest, tiny, torch
 from qlora_nb.training.run import Interrupted
 from qlora_nb.training.start import current, resume, train
-from test_resume import ROWS, cell, final, stop, whole # noqa: F401 (`whole` is a fixture)
+from test_resume import ROWS, cell, final, stop
 
 # ---- random numbers
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory): return final(train(cell(folder, tmp_path_factory.mktemp('whole')), ROWS, name='run'))
 
 @pytest.fixture
 def drawing():
@@ -23,10 +26,10 @@ def drawing():
     over.set()
     thread.join()
 
-def test_draws_of_other_cells_change_nothing(folder, tmp_path, whole, drawing): # noqa: F811
+def test_draws_of_other_cells_change_nothing(folder, tmp_path, whole, drawing):
     assert final(train(cell(folder, tmp_path), ROWS, name='run', on_change=drawing))==whole
 
-def test_draws_of_other_cells_change_nothing_after_a_resume_either(folder, tmp_path, whole, drawing): # noqa: F811
+def test_draws_of_other_cells_change_nothing_after_a_resume_either(folder, tmp_path, whole, drawing):
     text = cell(folder, tmp_path)
     run = train(text, ROWS, name='run', on_change=tiny.at_step(7, stop))
     assert final(resume(str(run.folder), text, ROWS, on_change=drawing))==whole

@@ -201,9 +201,10 @@ def wait(self:Run)->Run: # The run itself
     if self.error is not None: raise self.error
     return self
 
+# %% ../../nbs/training/run.ipynb #b06ac250
 @patch
 def _stop_unless_interrupted(self:Run):
-    "Whether it was this interrupt that stopped the run; another can come while the panel is redrawn"
+    "Whether it was this interrupt that stopped the run, and no other came meanwhile"
     if self._stop.is_set(): return False
     try: self.stop('interrupt')
     except KeyboardInterrupt: return False

@@ -201,9 +201,8 @@ class AnswerMagics(Notebook):
         from qlora_nb.results.evaluate import compare
         from qlora_nb.ui.panels import Progress
         named(args.name)
-        run = self.needs_run()
-        with Progress('comparing') as progress:
-            comparison = compare(run, args.rows, max_new_tokens=args.max_new_tokens, tick=progress)
+        run,tokens = self.needs_run(),args.max_new_tokens
+        with Progress('comparing') as progress: comparison = compare(run, args.rows, max_new_tokens=tokens, tick=progress)
         self.assign(args.name, comparison)
         progress.show(comparison)
 
