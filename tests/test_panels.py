@@ -71,7 +71,7 @@ def test_a_new_panel_takes_the_place_of_the_former(outputs):
 
 def test_a_panel_sends_the_style_once_and_a_bounded_number_of_bytes(outputs, monkeypatch):
     clock,sent = [100.],[]
-    monkeypatch.setattr('qlora_nb.ui.panels.time', SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr('qlora_nb.ui.panels.time', SimpleNamespace(monotonic=lambda: clock[0], time=lambda: clock[0]))
     panel,run = RunPanel(),a_run(losses=[(i, 3-i/1000) for i in range(1000)])
     panel.html.observe(lambda change: sent.append(change['new']), 'value')
     for n in range(1000): # 50 steps a second for 20 seconds, with a validation at each
