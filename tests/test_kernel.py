@@ -83,6 +83,60 @@ def test_two_interrupts_end_the_cell_and_the_kernel_lives(kernel, folder, tmp_pa
     assert r['status'] in ('ok', 'error') and (r['status']=='ok' or r['ename'] in ('Interrupted', 'KeyboardInterrupt'))
     assert reply(kc, send(kc, 'run._done.wait(30)'))['status']=='ok' and stored(kc, 'run.status')=="'stopped'"
 
+def interrupted(km, kc, code, after):
+    "Send a cell and press ■ `after` seconds later; the reply"
+    m = send(kc, code)
+    time.sleep(after)
+    km.interrupt_kernel()
+    return reply(kc, m)
+
+def fine(kc, code):
+    time.sleep(1) # A kernel drops what arrives right after an error
+    r = reply(kc, send(kc, code))
+    assert r['status']=='ok', r
+    return r
+
+def test_an_interrupt_of_a_magic_is_one_line_and_changes_nothing(kernel, folder, tmp_path):
+    km,kc = kernel
+    for c in cells(folder, 2): assert reply(kc, send(kc, c))['status']=='ok'
+    assert reply(kc, send(kc, '%qlora_train -o run'))['status']=='ok'
+    same = 'from qlora_nb import generate; one = [generate(run, "who", adapter, 8) for adapter in (True, False)]'
+    fine(kc, same)
+    before = stored(kc, 'one')
+    for code in ('%qlora_compare --max-new-tokens 100000 -o never', '%qlora_generate --base --max-new-tokens 100000 who is on the mat'):
+        r = interrupted(km, kc, code, 1)
+        assert r['ename']=='Interrupted' and r['traceback']==[f'{code.split()[0]}: interrupted, nothing was changed']
+        fine(kc, same)
+        assert stored(kc, 'one')==before and stored(kc, '"never" in globals(), run.model.training')=='(False, False)'
+
+def test_an_interrupt_at_the_very_beginning_leaves_no_run_behind(kernel, folder, tmp_path):
+    km,kc = kernel
+    for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'
+    for after in (0, .01, .03, .05, .1, .3):
+        time.sleep(1) # A kernel drops what arrives right after an error
+        r = interrupted(km, kc, '%qlora_train -o early', after)
+        assert r['status']=='ok' or r['ename'] in ('Interrupted', 'KeyboardInterrupt') and len(r['traceback'])<2, r
+    fine(kc, '%qlora_train -o run --max-steps 1')
+    assert stored(kc, 'run.status')=="'finished'"
+
+@pytest.mark.parametrize('restart', [True, False])
+def test_a_kernel_that_ends_saves_the_run_in_the_background(kernel, folder, tmp_path, restart):
+    km,kc = kernel
+    for c in cells(folder, 5000): assert reply(kc, send(kc, c))['status']=='ok'
+    assert reply(kc, send(kc, '%qlora_train -o run --background'))['status']=='ok'
+    wait_for('log', tmp_path, 5)
+    if restart: km.restart_kernel()
+    else: km.shutdown_kernel()
+    told = [json.loads(line) for line in events(tmp_path)]
+    last = max(e['step'] for e in told if e['event']=='log' and 'loss' in e)
+    assert [e['why'] for e in told if e['event']=='stop']==['exit'] and told[-1]['event']=='stopped'
+    assert (tmp_path/'runs'/'run'/f'checkpoint-{last}'/'trainer_state.json').is_file()
+    if not restart: return
+    kc.wait_for_ready(timeout=120)
+    fine(kc, '%load_ext qlora_nb')
+    fine(kc, 'from qlora_nb.training.start import old_run; again = old_run("run")')
+    assert stored(kc, 'again.resumed.name')==f"'checkpoint-{last}'"
+
 def test_in_the_background_the_kernel_answers_meanwhile(kernel, folder, tmp_path):
     km,kc = kernel
     for c in cells(folder, 500): assert reply(kc, send(kc, c))['status']=='ok'

@@ -59,6 +59,34 @@ def test_a_second_panel_becomes_a_report_too(outputs):
     report, = outputs()
     assert WIDGET_VIEW not in report and 'puffins' in report['text/html']
 
+def test_a_new_panel_takes_the_place_of_the_former(outputs):
+    run = a_run()
+    for _ in range(20): attach(run)
+    *former,live = outputs()
+    assert len(run.watchers)==1 and len(former)==19 and WIDGET_VIEW in live
+    assert {output['text/plain'] for output in former}=={'puffins is shown in a newer panel.'} and not any(WIDGET_VIEW in output for output in former)
+    run.status,run.running = 'finished',False
+    for panel in run.watchers: panel(run)
+    assert 'puffins: finished' in outputs()[-1]['text/plain'] and outputs()[0]==former[0]
+
+def test_a_panel_sends_the_style_once_and_a_bounded_number_of_bytes(outputs, monkeypatch):
+    clock,sent = [100.],[]
+    monkeypatch.setattr('qlora_nb.ui.panels.time', SimpleNamespace(monotonic=lambda: clock[0], time=lambda: clock[0]))
+    panel,run = RunPanel(),a_run(losses=[(i, 3-i/1000) for i in range(1000)])
+    panel.html.observe(lambda change: sent.append(change['new']), 'value')
+    for n in range(1000): # 50 steps a second for 20 seconds, with a validation at each
+        run.seconds,run.status = run.seconds+.02,('training', 'evaluating')[n%2]
+        panel(run)
+        clock[0] += .02
+    assert len(sent)>10 and sum(map(len, sent))<260_000 and not any('<style' in html for html in sent)
+
+def test_a_new_state_is_shown_at_once(outputs):
+    panel,run = RunPanel(),a_run()
+    panel(run)
+    run.status = 'saving'
+    panel(run)
+    assert 'saving' in panel.html.value
+
 def test_the_row_stays_where_the_browser_was(outputs):
     browser = Browser(Rows())
     display(browser)

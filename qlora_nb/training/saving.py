@@ -13,7 +13,6 @@ from ..errors import QLoRAError
 from ..store.checkpoints import checkpoints, retain
 from ..store.files import flaw, seal, sync
 from ..store.mirror import mirror
-from .guard import chance, put_back
 from .run import Run, patch
 
 # %% ../../nbs/training/saving.ipynb #59ed1127
@@ -48,7 +47,6 @@ PROGRESS = 'progress.json'
 @dataclass
 class BeforeStep:
     "What a step changes before the optimizer acts"
-    chance: tuple # Random states
     loss: object # Sum of the losses since the last log, a tensor
     metrics: dict # TRL's lists for the next log
     tokens: int # Trained on so far
@@ -83,6 +81,7 @@ class Saving:
         beside = run.folder/'.saving'/target.name
         if not flaw(target): return
         shutil.rmtree(beside.parent, ignore_errors=True)
+        self.state.log_history = [log for log in self.state.log_history if log['step']==self.state.global_step]
         super()._save_checkpoint(model, None)
         (beside/PROGRESS).write_text(json.dumps(self.progress_now()))
         seal(beside)
@@ -140,14 +139,14 @@ def restore_progress(self:Saving)->float: # Seconds spent in steps so far
 def remember_step(self:Saving):
     "Note what must be put back if the step that begins now is not finished"
     self.seen = []
-    self.before_step = BeforeStep(chance(), self._tr_loss.clone(), _copied(self._metrics['train']), self._total_train_tokens)
+    self.before_step = BeforeStep(self._tr_loss.clone(), _copied(self._metrics['train']), self._total_train_tokens)
 
 @patch
 def back_to_last_step(self:Saving):
     "Undo an unfinished step and save the one before it, if that was not saved yet"
     before = self.before_step
     self.model.zero_grad()
-    put_back(before.chance)
+    self.draws.end()
     self._tr_loss.copy_(before.loss)
     self._set_sums(before.metrics, before.tokens)
     if self.state.global_step: self._save_checkpoint(self.model)

@@ -21,6 +21,7 @@ from ..store.checkpoints import checkpoints, latest, step_of
 from ..store.folder import go_on, write_about
 from ..tasks.causal_lm import CAUSAL_LM
 from ..tasks.loss import plain_head, trained_loss
+from .draws import Draws, put_back_after
 from qlora_nb.training.guard import (chance, curve_words, is_oom, oom_words, own_overrides, put_back, release, remedy, reuse_managed, set_aside,
     smaller)
 from .loading import upcast_adapters
@@ -47,6 +48,7 @@ def sft_config(
     if validation and training.eval_strategy!='no': same |= dict(eval_strategy=training.eval_strategy, eval_steps=training.eval_steps)
     packing = training.packing is True
     in_order = training.train_sampling_strategy=='sequential'
+    same['data_seed'] = training.seed # So that no draw of another cell changes the order
     on_device = dict(use_cpu=device.kind=='cpu', dataloader_pin_memory=device.kind in ('cuda', 'rocm'),
         bf16=precision.compute=='bfloat16', fp16=precision.compute=='float16')
     return SFTConfig(output_dir=str(folder), run_name=Path(folder).name,
@@ -129,6 +131,7 @@ class Trainer(Saving, Resuming, SFTTrainer):
         self.watch.trainer = self
         for printer in (PrinterCallback, NotebookProgressCallback): self.remove_callback(printer)
         upcast_adapters(self.model, run.precision.adapters)
+        self.draws = Draws(self.model, run.config.training.seed, run.device.kind=='cpu')
 
     def _get_train_sampler(self, train_dataset=None):
         data,training = self.run.data,self.run.config.training
@@ -176,9 +179,10 @@ class Trainer(Saving, Resuming, SFTTrainer):
 # %% ../../nbs/training/trainer.ipynb #9e2a9199
 def make_trainer(run, base)->Trainer:
     "A trainer on the prepared rows of a run"
-    set_seed(run.config.training.seed)
     method = find_method(run.config.method)
-    with enough_memory(run, 'to attach the adapters'): return Trainer(run, method.attach(base, run.config.section, CAUSAL_LM))
+    with put_back_after(), enough_memory(run, 'to attach the adapters'):
+        set_seed(run.config.training.seed)
+        return Trainer(run, method.attach(base, run.config.section, CAUSAL_LM))
 
 # %% ../../nbs/training/trainer.ipynb #e867f2c1
 def learn(run):
@@ -209,6 +213,7 @@ def attempt(run)->str|None: # Words for an allocation that failed
     except Exception as e:
         if not is_oom(e): raise
         failed = e
+    finally: trainer.draws.end()
     freed = release(failed, run.device)
     where = 'before step 1, on the longest batch' if run.status=='trying' else f'at step {trainer.state.global_step+1}'
     run.event('out of memory', where=where, freed=freed)

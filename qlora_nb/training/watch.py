@@ -14,7 +14,7 @@ from ..errors import QLoRAError
 from ..methods.register import find_method
 from ..store.folder import write_about
 from ..tasks.generate import answers
-from .guard import chance, longest_batch, not_a_number, preflight, put_back
+from .guard import longest_batch, not_a_number, preflight
 from .measure import against, beside, memory_now
 from .run import Abandoned, Cut, patch
 
@@ -46,17 +46,20 @@ class Watch(TrainerCallback):
 @timed
 def on_step_begin(self:Watch, args, state, control, **kw):
     self.begun = time.monotonic()
+    self.trainer.draws.begin(state.global_step)
     self.trainer.remember_step()
 
 @patch
 @timed
 def on_substep_end(self:Watch, args, state, control, **kw):
+    self.trainer.draws.place.part += 1
     if self.run._abandon.is_set(): raise Abandoned
 
 @patch
 @timed
 def on_step_end(self:Watch, args, state, control, **kw):
     run,self.trainer.whole = self.run,True
+    self.trainer.draws.end()
     run.step = state.global_step
     self.busy += time.monotonic()-self.begun
     self.count_overflow()
@@ -156,6 +159,7 @@ UNMEASURED = 'the longest batch fits, but its memory use could not be measured o
 @timed
 def on_train_begin(self:Watch, args, state, control, **kw):
     run,self.saved = self.run,time.monotonic()
+    run.stop_at_exit()
     state.compute_steps(args, state.max_steps) # Those of the checkpoint would win otherwise
     self.proved = state.global_step>0
     run.total,run.step = state.max_steps,state.global_step
@@ -236,10 +240,8 @@ def sample(run):
     "Ask the fixed prompts, if this is a step for it"
     tracking = run.config.tracking
     if not tracking.sample_prompts or run.step%tracking.sample_steps: return
-    before = chance()
     prompts = run.data.prompts
     asked = [prompts.messages(text, '' if prompts.templated else None) for text in tracking.sample_prompts]
     got = answers(run.trainer.model, run.tokenizer, run.data.template, asked)
-    put_back(before)
     run.samples.append((run.step, list(zip(tracking.sample_prompts, got))))
     run.event('sample', answers=run.samples[-1][1])

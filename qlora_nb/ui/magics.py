@@ -12,7 +12,7 @@ from IPython.core.magic import line_cell_magic, line_magic, magics_class, no_var
 from IPython.display import display
 from ..errors import QLoRAError
 from ..render import Shown, html_table, text_table
-from .arguments import argument, assigned, takes
+from .arguments import argument, assigned, interrupts_noted, takes
 from .completion import line_options, matcher
 from .notebook import Notebook, named
 
@@ -136,11 +136,13 @@ class TrainMagics(Notebook):
         named(args.name)
         run = self.assign(args.name, self._new_or_old(args))
         try:
-            run.shown = True
-            start(run, self.shell.user_ns, run_panel(args.background))
+            with interrupts_noted() as interrupts:
+                run.shown = True
+                start(run, self.shell.user_ns, run_panel(args.background))
         except BaseException:
             run.lock.drop()
             raise
+        if interrupts: run.stop('interrupt')
         return run if args.background else run.wait()
 
     def _new_or_old(self, args):
@@ -199,8 +201,9 @@ class AnswerMagics(Notebook):
         "Answer the validation prompts with the base model and with the fine-tuned model, side by side, and score both"
         from qlora_nb.results.evaluate import compare
         from qlora_nb.ui.panels import Progress
-        run,progress = self.needs_run(),Progress('comparing')
-        comparison = compare(run, args.rows, max_new_tokens=args.max_new_tokens, tick=progress)
+        named(args.name)
+        run,tokens = self.needs_run(),args.max_new_tokens
+        with Progress('comparing') as progress: comparison = compare(run, args.rows, max_new_tokens=tokens, tick=progress)
         self.assign(args.name, comparison)
         progress.show(comparison)
 
