@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ..errors import listed, nearest
 from .forms import blank, exchange, rowwise
 from .mapping import RowError, as_text
-from .decoding import described, listed
+from .decoding import described
 
 # %% ../../nbs/data/turns.ipynb #4ed10c79
 @dataclass

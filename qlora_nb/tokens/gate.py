@@ -10,7 +10,6 @@ import json, math, shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..data import sources, splits
-from ..data.decoding import listed
 from . import batching, labels
 from .checks import says
 from .encoding import SAID, Finding, Rules, encode_to_disk
@@ -21,7 +20,7 @@ from .preview import data_html, data_text, sample_html, sample_text
 from ..data.rows import Messages, Rows, no_rows, read
 from ..methods.method import Section
 from .templates import Template, choose_template
-from ..errors import VARIABLES, QLoRAError, expect, mistyped
+from ..errors import VARIABLES, QLoRAError, expect, listed, mistyped
 from ..render import Shown
 from ..store.cache import cache_folder, scratch
 from ..store.files import private

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['REFUSED', 'SCHEDULE', 'LENGTH', 'SPLIT', 'ROWS', 'SILENT', 'HEAD', 'Change', 'Changes', 'rule_of', 'compare',
-           'refuse', 'merged', 'extension']
+           'refuse', 'merged', 'extension', 'written', 'config_of']
 
 # %% ../../nbs/training/resume.ipynb #7ecc5aed
-import json, re
+import json, math, re
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import shorten
+from ..config.cell import parse
+from ..config.places import found_again, rooted
 from ..errors import QLoRAError
 from ..methods.register import METHODS, find_method
 from ..render import Shown, html_table, text_table
@@ -207,3 +210,43 @@ def extension(
         message = f'--extend takes the steps or epochs to add, such as 30 or "1 epoch", not {text!r}'
         raise QLoRAError(message, key='--extend', value=text)
     return (float(read[1]) if unit=='epochs' else int(read[1])),unit
+
+# %% ../../nbs/training/resume.ipynb #afc489c8
+def written(
+    folder # Run folder
+): # Config
+    "The config that a run was begun with, whose method is to be known in this kernel"
+    text = (Path(folder)/'config.yaml').read_text()
+    method = re.search(r'(?m)^method: *(\w+)', text)
+    if not method or method[1] in METHODS: return parse(text)
+    way_out = 'run the notebook or import the module that registers it, then resume'
+    raise QLoRAError(f'{Path(folder).name} trains with method {method[1]}, which is not known in this kernel: {way_out}', key='method', value=method[1])
+
+# %% ../../nbs/training/resume.ipynb #5ecc66b3
+def config_of(
+    folder, # Run folder
+    about:dict, # Its facts, from `read_about`
+    cell=None, # Today's config cell
+    extend:str='', # As for `start.old_run`
+    micro_batch:int|None=None # As for `start.old_run`
+): # Config
+    "The config that a run is resumed with"
+    then = parse(about['cell'])
+    config = found_again(written(folder), then)
+    if cell is not None: config = merged(config, then, cell)
+    config = rooted(config, [p.stem for p in (folder/'data').glob('*.parquet')])
+    changes = {}
+    if extend: changes |= {'training.max_steps': about['total']+_more_steps(extend, about), 'training.num_train_epochs': None}
+    if micro_batch: changes |= _split(config.training, micro_batch)
+    return config.with_(**changes) if changes else config
+
+def _more_steps(extend, about):
+    number,unit = extension(extend)
+    return number if unit=='steps' else math.ceil(number*about['steps_per_epoch'])
+
+def _split(training, micro_batch):
+    rows = training.per_device_train_batch_size*training.gradient_accumulation_steps
+    if rows%micro_batch:
+        message = f'a step has {rows} rows, which micro-batches of {micro_batch} do not divide'
+        raise QLoRAError(message, key='--micro-batch', value=micro_batch)
+    return {'training.per_device_train_batch_size': micro_batch, 'training.gradient_accumulation_steps': rows//micro_batch}

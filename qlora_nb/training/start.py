@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['work', 'unexpected', 'keep_model', 'end', 'leave', 'current', 'new_folder', 'new_run', 'let_go', 'start', 'train',
-           'old_run', 'config_of', 'resume']
+           'old_run', 'resume']
 
 # %% ../../nbs/training/start.ipynb #1b598664
-import contextvars, gc, math, os, re, signal, sys, time, uuid
+import contextvars, gc, os, re, signal, sys, time, uuid
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from ..config.cell import as_config, parse
-from ..config.places import found_again, rooted
+from ..config.cell import as_config
+from ..config.places import rooted
 from ..errors import VARIABLES, QLoRAError, expect
-from ..methods.register import METHODS
 from ..quiet import quiet
 from ..render import page
 from ..store.checkpoints import checkpoints, latest
@@ -24,7 +23,7 @@ from ..store.secrets import redact
 from ..store.files import flaw, write_whole
 from ..store.mirror import catch_up, names_at
 from .report import run_html, run_text
-from .resume import extension, merged
+from .resume import config_of, written
 from .run import Abandoned, Run
 from .saving import RESCUE, copy_to_mirror, why_unwritten
 from .setup import check_changes, collect, load_model, look, take_up
@@ -223,27 +222,19 @@ def old_run(
     if config: output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
     folder = find_run(name, output_dir, mirror_dir)
     _trusted(folder, config)
-    further = catch_up(folder, mirror_dir)
+    further = catch_up(folder, mirror_dir or written(folder).output.mirror_dir)
     about = read_about(folder)
     run = Run(config_of(folder, about, config, extend, micro_batch), folder, untouched=True, notes=further)
     try: _find_checkpoint(run, about, extend)
-    except QLoRAError:
+    except BaseException:
         run.lock.drop()
         raise
     run.checkpoints = [p.name for p in checkpoints(folder)]
     return run
 
-def _written(folder):
-    "The config of a run, whose method is to be known in this kernel"
-    text = (folder/'config.yaml').read_text()
-    method = re.search(r'(?m)^method: *(\w+)', text)
-    if not method or method[1] in METHODS: return parse(text)
-    way_out = 'run the notebook or import the module that registers it, then resume'
-    raise QLoRAError(f'{folder.name} trains with method {method[1]}, which is not known in this kernel: {way_out}', key='method', value=method[1])
-
 def _trusted(folder, cell):
     "Code that comes with a model runs only where today's cell says so: the folder may be somebody else's"
-    if not _written(folder).trust_remote_code or cell and cell.trust_remote_code: return
+    if not written(folder).trust_remote_code or cell and cell.trust_remote_code: return
     message = f'{folder.name} runs Python code that comes with its model: to allow it, say trust_remote_code: true in today\'s config cell'
     raise QLoRAError(message, key='trust_remote_code', value=True)
 
@@ -260,35 +251,6 @@ def _find_checkpoint(run, about, extend):
     copy_to_mirror(run) # Its end may have come before the copy's
     command,total = f'{go_on(run.folder)} --extend',about.get('total')
     raise QLoRAError(f'{run.name} is finished: {total} of {total} steps. To train longer: {command} 30, or {command} "1 epoch"')
-
-# %% ../../nbs/training/start.ipynb #dddedde1
-def config_of(
-    folder, # Run folder
-    about:dict, # Its facts, from `read_about`
-    cell=None, # Today's config cell
-    extend:str='', # As for `old_run`
-    micro_batch:int|None=None # As for `old_run`
-): # Config
-    "The config that a run is resumed with"
-    then = parse(about['cell'])
-    config = found_again(_written(folder), then)
-    if cell is not None: config = merged(config, then, cell)
-    config = rooted(config, [p.stem for p in (folder/'data').glob('*.parquet')])
-    changes = {}
-    if extend: changes |= {'training.max_steps': about['total']+_more_steps(extend, about), 'training.num_train_epochs': None}
-    if micro_batch: changes |= _split(config.training, micro_batch)
-    return config.with_(**changes) if changes else config
-
-def _more_steps(extend, about):
-    number,unit = extension(extend)
-    return number if unit=='steps' else math.ceil(number*about['steps_per_epoch'])
-
-def _split(training, micro_batch):
-    rows = training.per_device_train_batch_size*training.gradient_accumulation_steps
-    if rows%micro_batch:
-        message = f'a step has {rows} rows, which micro-batches of {micro_batch} do not divide'
-        raise QLoRAError(message, key='--micro-batch', value=micro_batch)
-    return {'training.per_device_train_batch_size': micro_batch, 'training.gradient_accumulation_steps': rows//micro_batch}
 
 # %% ../../nbs/training/start.ipynb #501f6b0f
 def resume(

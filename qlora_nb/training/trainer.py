@@ -116,6 +116,7 @@ def _counts_experts(config):
     "Whether TRL can balance the routers: it needs a number of experts, which Llama 4 calls otherwise, and there transformers adds no such loss either"
     return hasattr(config.get_text_config(), 'num_experts')
 
+# %% ../../nbs/training/trainer.ipynb #8b60d5e1
 class Trainer(Saving, Resuming, SFTTrainer):
     "TRL's trainer on the rows of a run"
     def __init__(self,

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMULA_ONLY', 'NEEDS_NOTEBOOK', 'NO_MAX_STEPS', 'NEEDS_RESUME', 'ConfigMagics', 'PlanMagics', 'TrainMagics',
-           'CheckMagics', 'AnswerMagics', 'QLoRA', 'names', 'Overview', 'help_alone', 'load', 'unload']
+           'RunningMagics', 'CheckMagics', 'AnswerMagics', 'QLoRA', 'names', 'Overview', 'help_alone', 'load', 'unload']
 
 # %% ../../nbs/ui/magics.ipynb #32829087
+import shlex
 from IPython.core import completer
 from IPython.core.magic import line_cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
@@ -118,8 +119,8 @@ class PlanMagics(Notebook):
         Controls(Explorer(config, tokens=args.tokens, gpus=args.gpus, sharding=args.sharding))
 
 # %% ../../nbs/ui/magics.ipynb #4c1d9e06
-NO_MAX_STEPS = '--max-steps is for a new run: with --resume, stop it with ■, or add steps with --extend'
-NEEDS_RESUME = '--extend and --micro-batch change a run that is resumed: name it with --resume'
+NO_MAX_STEPS = '--max-steps is for a new run. A resumed run goes to its end, or until ■. To train longer: %qlora_train --resume {name} --extend 30'
+NEEDS_RESUME = '--extend and --micro-batch change a run that is resumed: {line} {option}'
 
 class TrainMagics(Notebook):
     @line_magic
@@ -148,11 +149,21 @@ class TrainMagics(Notebook):
     def _new_or_old(self, args):
         from qlora_nb.training.start import new_run, old_run
         folder = self.output_dir or 'runs'
-        if args.resume is not None and args.max_steps: raise QLoRAError(NO_MAX_STEPS, key='%qlora_train')
+        if args.resume is not None and args.max_steps: raise QLoRAError(NO_MAX_STEPS.format(name=args.resume or 'NAME'), key='%qlora_train')
         if args.resume is not None: return old_run(args.resume, self.config_cell, args.extend, args.micro_batch, folder)
-        if args.extend or args.micro_batch: raise QLoRAError(NEEDS_RESUME, key='%qlora_train')
+        if args.extend or args.micro_batch: raise self._needs_resume(args)
         return new_run(self.needs_config(), args.name, args.max_steps, self.shell.user_ns)
 
+    def _needs_resume(self, args):
+        "The error for options of a run that is not named, with the line to type"
+        from qlora_nb.store.folder import go_on
+        from qlora_nb.training.start import current
+        option = f'--extend {shlex.quote(args.extend)}' if args.extend else f'--micro-batch {args.micro_batch}'
+        line = go_on(current().folder) if current() else '%qlora_train --resume NAME'
+        return QLoRAError(NEEDS_RESUME.format(line=line, option=option), key='%qlora_train')
+
+# %% ../../nbs/ui/magics.ipynb #9d3706eb
+class RunningMagics(Notebook):
     @line_magic
     @takes()
     def qlora_stop(self, args):
@@ -218,7 +229,7 @@ class AnswerMagics(Notebook):
 
 # %% ../../nbs/ui/magics.ipynb #cafd1784
 @magics_class
-class QLoRA(ConfigMagics, PlanMagics, TrainMagics, CheckMagics, AnswerMagics):
+class QLoRA(ConfigMagics, PlanMagics, TrainMagics, RunningMagics, CheckMagics, AnswerMagics):
     "Fine-tuning with QLoRA in a notebook"
     def __init__(self, shell): super().__init__(shell)
 
