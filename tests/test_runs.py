@@ -1,5 +1,6 @@
 "Runs on another device, under another cell and after another run; the path of a GPU without bfloat16 with a real GradScaler and overflows that are put in"
-import pytest, tiny, torch, weakref
+import errno, os, stat, time, weakref
+import pytest, tiny, torch
 from qlora_nb.errors import QLoRAError
 from qlora_nb.training import trainer
 from qlora_nb.results.evaluate import generate
@@ -95,3 +96,41 @@ def test_a_run_whose_model_was_freed_says_where_its_adapter_is(folder, tmp_path)
     first = train(cell(folder, tmp_path), NS)
     train(cell(folder, tmp_path), NS)
     with pytest.raises(QLoRAError, match='freed when the next run began. Its adapter is in'): generate(first, 'Hello')
+
+def test_a_name_that_cannot_be_one_locks_no_run_and_makes_no_folder(ip, folder, tmp_path):
+    "`-o my-run`, with and without --resume; then the run is resumed as if nothing had been"
+    from test_magics import refused
+    ip.user_ns |= NS
+    run = train(cell(folder, tmp_path), NS, name='keep', on_change=tiny.at_step(2, lambda run: run.stop('test')))
+    ip.run_cell('%%qlora_config\n'+cell(folder, tmp_path)).raise_error()
+    for line in (f'%qlora_train --resume {run.folder} -o my-run', '%qlora_train -o my-run', '%qlora_train -o ../evil'):
+        assert 'cannot be a variable name' in refused(ip, line)
+    assert [p.name for p in tmp_path.iterdir()]==['keep']
+    assert resume(str(run.folder), namespace=NS).status=='finished'
+
+def test_a_magic_that_fails_at_the_start_lets_go_of_the_run(ip, folder, tmp_path, monkeypatch):
+    from test_magics import refused
+    ip.user_ns |= NS
+    run = train(cell(folder, tmp_path), NS, name='keep', on_change=tiny.at_step(2, lambda run: run.stop('test')))
+    def broken(*args): raise QLoRAError('no panel')
+    with monkeypatch.context() as m:
+        m.setattr('qlora_nb.ui.panels.run_panel', broken)
+        assert 'no panel' in refused(ip, f'%qlora_train --resume {run.folder}')
+    assert resume(str(run.folder), namespace=NS).status=='finished'
+
+def test_a_file_system_that_flushes_no_folders_takes_a_run(folder, tmp_path, monkeypatch):
+    "CIFS and shared folders of virtual machines answer EINVAL"
+    flush = os.fsync
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode): raise OSError(errno.EINVAL, 'Invalid argument')
+        flush(handle)
+    monkeypatch.setattr(os, 'fsync', fsync)
+    assert train(cell(folder, tmp_path), NS).status=='finished'
+
+def test_a_clock_that_is_set_back_changes_no_duration(folder, tmp_path, monkeypatch):
+    "An hour back after the first step: the run takes seconds, and checkpoints by the minute still come"
+    now = time.time
+    def back(run): monkeypatch.setattr(time, 'time', lambda: now()-3600)
+    text = cell(folder, tmp_path).replace('max_length: 64', 'max_length: 64, save_steps: 1000, save_minutes: 0.0001, save_total_limit: 9')
+    run = train(text, NS, on_change=tiny.at_step(1, back))
+    assert 0<run.seconds<600 and len(run.checkpoints)==run.step

@@ -62,7 +62,7 @@ class _Answers(Shown):
     @property
     def running(self): return not self._over.is_set()
     @property
-    def seconds(self): return self.seconds_before+(self.ended or time.time())-self.started
+    def seconds(self): return self.seconds_before+(self.ended or time.monotonic())-self.started
     @property
     def next(self):
         "The command that resumes it, or an empty string"
@@ -91,8 +91,8 @@ class Run(_Answers):
     status: str = 'loading' # A key of `report.STATES`
     step: int = 0 # Optimizer steps done
     total: int|None = None # Optimizer steps to do
-    started: float = field(default_factory=time.time) # Unix time
-    ended: float|None = None # Unix time
+    started: float = field(default_factory=time.monotonic) # On the monotonic clock, as is the next
+    ended: float|None = None # When it was over
     seconds_before: float = 0. # Training time before it was resumed
     losses: list = field(default_factory=list) # `(step, training loss)`
     evals: list = field(default_factory=list) # `(step, validation loss)`

@@ -174,7 +174,7 @@ def take_up(run):
     run.losses,run.evals = curves(run.folder)
     run.samples = [(e['step'], e['answers']) for e in events(run.folder) if e['event']=='sample']
     run.step,run.seconds_before = step,progress['seconds']
-    run.started = time.time()
+    run.started = time.monotonic()
     run.note(f'resumes from {run.resumed.name}, at step {step} of {run.total}')
     changes = [str(c) for c in run.changes.items]
     for change in changes: run.note(change)

@@ -78,7 +78,7 @@ def keep_model(run):
 def end(run):
     "Leave everything in the folder, then let go of it; whatever happens here, no cell may wait for ever"
     try:
-        run.ended = time.time()
+        run.ended = time.monotonic()
         run.checkpoints = [p.name for p in checkpoints(run.folder)]
         if not run.untouched: leave(run)
     finally:
