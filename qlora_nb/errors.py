@@ -77,9 +77,9 @@ def nearest(
     return plain.get(near)
 
 # %% ../nbs/errors.ipynb #c010986e
-LONGEST = 400 # Characters of a line
+LONGEST = 1000 # Characters of a line
 
-def _cut(m): return f'{m[0][:100]}…{m[0][-40:]}'
+def _cut(m): return m[0] if '/' in m[0] and len(m[0])<=400 else f'{m[0][:100]}…{m[0][-40:]}'
 
 @dataclass
 class Problem:

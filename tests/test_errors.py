@@ -3,7 +3,7 @@ from functools import cache
 from hypothesis import given, settings, strategies as st
 import pytest, time
 from qlora_nb import inspect, parse, resolve
-from qlora_nb.errors import Problem, QLoRAError, edit_distance, levenshtein, nearest, within
+from qlora_nb.errors import LONGEST, Problem, QLoRAError, edit_distance, levenshtein, nearest, within
 
 WORDS = st.text('abcd_', max_size=7)
 
@@ -59,7 +59,7 @@ NAMED = [{f'{LONG}{i}': i for i in range(30)}]
 
 def bounded(call): # the lines of a refusal
     with pytest.raises(QLoRAError) as e: call()
-    assert max(map(len, e.value.lines))<=400 and len(e.value.lines)<=22
+    assert max(map(len, e.value.lines))<=LONGEST and len(e.value.lines)<=22
     return e.value.lines
 
 @pytest.mark.parametrize('text', [f'model: {LONG}\ndata: {{train: demo}}', f'model: {WORDY}\ndata: {{train: demo}}', f'model: ./{LONG}\ndata: {{train: demo}}',
@@ -77,7 +77,7 @@ def test_thousands_of_columns_are_not_listed(rows, prompt): assert ' more' in bo
 def test_what_is_not_listed_is_counted(rows, say): assert say in bounded(lambda: inspect(rows))[0]
 
 def test_rows_of_no_known_form_are_told_in_one_line():
-    for rows in (WIDE, NAMED, [{'a': {f'k{i}': str(i) for i in range(2000)}}]): assert max(map(len, inspect(rows).said))<=400
+    for rows in (WIDE, NAMED, [{'a': {f'k{i}': str(i) for i in range(2000)}}]): assert max(map(len, inspect(rows).said))<=LONGEST
 
 @pytest.mark.parametrize('call', [lambda: parse(CELL+''.join(f'k{i}: 1\n' for i in range(6000))),
     lambda: parse(CELL, defaults={f'k{i}': 1 for i in range(6000)}), lambda: parse(CELL).with_(**{f'training.k{i}': 1 for i in range(6000)})])

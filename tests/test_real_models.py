@@ -226,7 +226,7 @@ def test_before_is_the_true_base_where_the_start_changes_it(tmp_path, initial):
     with quiet(): model = LORA.attach(base, section, CAUSAL_LM)
     config = cell(bits='none')
     config.model,config.method,config.section = folder,'lora',section
-    run = S(model=model, running=False, config=config, device=tiny.cpu(), precision=S(compute='float32'))
+    run = tiny.ended(model=model, config=config, device=tiny.cpu(), precision=S(compute='float32'))
     with torch.no_grad(), model.disable_adapter(): off = (model(input_ids=ids).logits-wanted).abs().max().item()
     with torch.no_grad(), base_model(run) as shown: now = (shown(input_ids=ids).logits-wanted).abs().max().item()
     assert now==0 and (off>1e-3)==(initial is not True)

@@ -308,7 +308,7 @@ def test_everything_that_asks_the_model_asks_in_the_same_words(monkeypatch):
     for room in (evaluate, watch): monkeypatch.setattr(room, 'answers', noted)
     tracking = S(sample_prompts=('Talk',), sample_steps=1)
     def event(*args, **kw): pass
-    run = S(data=d, tokenizer=tok, model='model', running=False, config=S(tracking=tracking), step=1, samples=[], trainer=S(model=None), event=event)
+    run = tiny.ended(data=d, tokenizer=tok, model='model', config=S(tracking=tracking), step=1, samples=[], trainer=S(model=None), event=event)
     monkeypatch.setattr(evaluate, 'base_model', nullcontext)
     evaluate.generate(run, 'Talk')
     evaluate.compare(run, prompts=['Talk'])

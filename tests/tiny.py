@@ -36,4 +36,12 @@ def at_step(n, act):
             act(run)
     return watch
 
+def ended(**parts):
+    "A run that is over, made of its parts alone"
+    from qlora_nb.training.run import Run
+    class Ended(Run): running = False
+    run = Ended.__new__(Ended)
+    vars(run).update(parts)
+    return run
+
 def cpu(): return S(kind='cpu', name='CPU', capability=None, bf16=True, count=1, memory=None)
