@@ -8,7 +8,7 @@ __all__ = ['OWN', 'GPU_HEAD', 'CPU_DTYPE', 'TYPES', 'Price', 'Device', 'same_gpu
 
 # %% ../../nbs/facts/hardware.ipynb #98cfb511
 import json, os, re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,7 @@ class Price:
     provider: str # Who rents it out
     page: str # Where the price was read
     date: str # And when
+    kind: str = '' # community, secure, spot, hyperscaler, subscription or on-demand, where the page says which
 
 @dataclass(frozen=True)
 class Device(Shown):
@@ -39,6 +40,9 @@ class Device(Shown):
     tflops: float|None = None # Dense float16 or bfloat16 products with float32 sums, TFLOP/s
     prices: tuple = () # Of `Price`s, cheapest first
     spec: str = '' # Where bandwidth and TFLOP/s come from
+    measured: float|None = None # TFLOP/s that large 16-bit products reach in a long run
+    float32: float|None = None # The same in float32, without TF32
+    rates: str = '' # Where these two come from
 
     @property
     def usd(self):
@@ -63,12 +67,13 @@ def same_gpu(a:str, b:str)->bool: # e.g. `Tesla T4` and `T4`
 
 # %% ../../nbs/facts/hardware.ipynb #7ee052ae
 OWN = 'QLORA_NB_GPUS'
-_KEYS = ('name', 'also', 'kind', 'usable_gib', 'capability', 'source', 'bandwidth_gbs', 'tflops', 'spec', 'prices', 'date', 'bf16')
-_NUMBERS = ('usable_gib', 'bandwidth_gbs', 'tflops')
-_PRICE = {'usd', 'provider', 'page', 'date'}
+_KEYS = ('name', 'also', 'kind', 'usable_gib', 'capability', 'source', 'bandwidth_gbs', 'tflops', 'spec', 'measured_tflops', 'float32_tflops', 'rates', 'prices',
+    'date', 'bf16')
+_NUMBERS = ('usable_gib', 'bandwidth_gbs', 'tflops', 'measured_tflops', 'float32_tflops')
+_PRICE = {'usd', 'provider', 'page', 'date'} # And `kind`, which may be left out
 
 def _is_number(value): return value is None or type(value) in (int, float) and value>0
-def _is_price(value): return isinstance(value, dict) and set(value)==_PRICE
+def _is_price(value): return isinstance(value, dict) and set(value)-{'kind'}==_PRICE
 
 def _checked(entry, file):
     if not isinstance(entry, dict) or not isinstance(entry.get('name'), str):
@@ -101,15 +106,18 @@ def _device(entry):
     native = entry.get('bf16', bool(capability and capability>=(8, 0)))
     prices = sorted(entry.get('prices', ()), key=_dollars_per_hour)
     source = f"{entry.get('source', OWN)} ({entry.get('date', 'no date')})"
-    speed = dict(bandwidth=entry.get('bandwidth_gbs'), tflops=entry.get('tflops'), spec=entry.get('spec', ''))
+    speed = dict(bandwidth=entry.get('bandwidth_gbs'), tflops=entry.get('tflops'), spec=entry.get('spec', ''),
+        measured=entry.get('measured_tflops'), float32=entry.get('float32_tflops'), rates=entry.get('rates', ''))
     return Device(entry.get('kind', 'cuda'), entry['name'], gib and round(gib*GiB), capability, native, source=source,
         prices=tuple(Price(**p) for p in prices), **speed)
 
 # %% ../../nbs/facts/hardware.ipynb #882b4f65
 @cache
+def _packaged(): return json.loads((files('qlora_nb')/'assets'/'gpus.json').read_text(encoding='utf-8'))
+
+@cache
 def _catalogue(own='', changed=0): # → [(device, all its names)]
-    text = (files('qlora_nb')/'assets'/'gpus.json').read_text(encoding='utf-8')
-    known = {_plain(entry['name']): entry for entry in json.loads(text)['gpus']}
+    known = {_plain(entry['name']): entry for entry in _packaged()['gpus']}
     for entry in _own(own) if own else ():
         name = _plain(entry['name'])
         known[name] = {**known.get(name, dict(also=[])), **entry}
@@ -128,22 +136,41 @@ def gpus()->list[Device]: # Known memory first, smallest first
     return sorted((device for device,_ in _now()), key=_by_memory)
 
 # %% ../../nbs/facts/hardware.ipynb #54685476
+_MANY = re.compile(r'(?P<n>[1-9]\d?)\s*[x×*]\s*(?P<name>\D.*)|(?P<name_>.*\D)\s*[x×*]\s*(?P<n_>[1-9]\d?)', re.I)
+
+def _model(name): return set(re.findall(r'\d+|\b(?:super|ti|laptop|mobile|max-q)\b', str(name).lower()))
+
+def _near(name, names):
+    "A GPU whose name may have been meant: RTX 2060 is another GPU than RTX 3060, RTX 4091 is none"
+    plain = _plain(name)
+    inside = next((n for n in names if plain and plain in _plain(n)), None)
+    equal = [n for n in names if _model(n)==_model(name)]
+    slip = not _model(name) or any(part.isdigit() and not part.endswith('0') for part in _model(name))
+    return inside or nearest(name, equal) or (nearest(name, names) if slip else None)
+
+def _refuse_unsupported(name):
+    found = next((e['name'] for e in _packaged()['unsupported'] if re.search(e['pattern'], str(name).lower())), None)
+    if found: raise QLoRAError(f'{found} is not supported: runs need an NVIDIA or AMD GPU, or a CPU.', value=name)
+
 def gpu(
-    name:str # e.g. `T4`, `a100 40gb` or `NVIDIA GeForce RTX 4090`
-)->Device:
+    name:str # e.g. `T4`, `a100 40gb`, `NVIDIA GeForce RTX 4090` or `2xT4`
+)->Device: # `count` as the name has it
     "A GPU of the catalogue"
     plain = _plain(name)
     known = {_plain(n): device for device,names in _now() for n in names}
     if plain in known: return known[plain]
+    if many := _MANY.fullmatch(str(name).strip()):
+        return replace(gpu(many['name'] or many['name_']), count=int(many['n'] or many['n_']))
     names = [device.name for device in gpus()]
     ending = [n for n in names if plain and _plain(n).endswith(plain)]
     if len(ending)==1: return known[_plain(ending[0])] # `3090`
-    near = next((n for n in names if plain and plain in _plain(n)), None) or nearest(name, names)
+    _refuse_unsupported(name)
+    near = _near(name, names)
     known = f'{len(names)} are listed by %qlora_plan and `python -m qlora_nb gpus`' if near else f'it has {listed(names)}'
     raise QLoRAError(f'no GPU {brief(name)} in the catalogue; {known}.', value=name, suggestion=near)
 
 # %% ../../nbs/facts/hardware.ipynb #ee5d63e5
-GPU_HEAD = ('GPU', 'usable', 'GB/s', 'TFLOP/s', 'capability', 'bfloat16', '$ per hour')
+GPU_HEAD = ('GPU', 'usable', 'GB/s', 'TFLOP/s', 'measured', 'capability', 'bfloat16', '$ per hour')
 
 def _dollars(usd):
     if not usd: return ''
@@ -154,7 +181,7 @@ def _row(device):
     memory = fmt_bytes(device.memory, 'GiB') if device.memory else ''
     capability = _dotted(device.capability) if device.capability else device.kind
     native = 'native' if device.bf16 else 'no'
-    return device.name,memory,device.bandwidth,device.tflops,capability,native,_dollars(device.usd)
+    return device.name,memory,device.bandwidth,device.tflops,device.measured,capability,native,_dollars(device.usd)
 
 # %% ../../nbs/facts/hardware.ipynb #d9991d41
 @dataclass(frozen=True)
@@ -163,8 +190,8 @@ class Catalogue(Shown):
     devices: tuple # Of `Device`s
 
     def rows(self): return [_row(d) for d in self.devices]
-    def __str__(self): return text_table(self.rows(), GPU_HEAD, num=(1, 2, 3, 6))
-    def _html(self): return html_table(self.rows(), GPU_HEAD, num=(1, 2, 3, 6))
+    def __str__(self): return text_table(self.rows(), GPU_HEAD, num=(1, 2, 3, 4, 7))
+    def _html(self): return html_table(self.rows(), GPU_HEAD, num=(1, 2, 3, 4, 7))
 
 def catalogue()->Catalogue: # Known memory first, smallest first
     "All GPUs as a table"
