@@ -20,7 +20,7 @@ from qlora_nb.render import text_table
 from qlora_nb.simulation.job import make_job, stack
 
 HIDDEN = ('id', 'source', 'date', 'seconds_per_micro_batch', 'tokens_per_second', 'published_as', 'value', 'unit', 'notes', 'quality')
-UNITS = {'s': 1, 'sec': 1, 'second': 1, 'seconds': 1, 'ms': 1e-3, 'milliseconds': 1e-3, 'min': 60, 'minutes': 60}
+UNITS = dict(s=1, sec=1, second=1, seconds=1, ms=1e-3, milliseconds=1e-3, min=60, minutes=60)
 DTYPES = dict(bf16='bfloat16', bfloat16='bfloat16', fp16='float16', float16='float16', half='float16', fp32='float32', float32='float32')
 STORED = {'nf4': 'nf4', 'fp4': 'fp4', 'int8': 'int8', 'gptq-int4': 'nf4'} # How the base lies; `none`: in the dtype of the products
 OPTIMIZERS = (('paged_adamw_8bit', 'paged_adamw_8bit'), ('8bit', 'adamw_8bit'), ('sgd', 'sgd'), ('adafactor', 'adafactor'), ('', 'adamw_torch_fused'))

@@ -68,8 +68,8 @@ def same_gpu(a:str, b:str)->bool: # e.g. `Tesla T4` and `T4`
 
 # %% ../../nbs/facts/hardware.ipynb #7ee052ae
 OWN = 'QLORA_NB_GPUS'
-_KEYS = ('name', 'also', 'kind', 'usable_gib', 'capability', 'source', 'bandwidth_gbs', 'tflops', 'spec', 'measured_tflops', 'float32_tflops', 'rates', 'prices',
-    'date', 'bf16')
+_KEYS = ('name', 'also', 'kind', 'usable_gib', 'capability', 'source', 'bandwidth_gbs', 'tflops', 'spec', 'measured_tflops',
+    'float32_tflops', 'rates', 'prices', 'date', 'bf16')
 _NUMBERS = ('usable_gib', 'bandwidth_gbs', 'tflops', 'measured_tflops', 'float32_tflops')
 _PRICE = {'usd', 'provider', 'page', 'date'} # And `kind`, which may be left out
 
@@ -153,6 +153,7 @@ def _refuse_unsupported(name):
     found = next((e['name'] for e in _packaged()['unsupported'] if re.search(e['pattern'], str(name).lower())), None)
     if found: raise QLoRAError(f'{found} is not supported: runs need an NVIDIA or AMD GPU, or a CPU.', value=name)
 
+# %% ../../nbs/facts/hardware.ipynb #54685477
 def gpu(
     name:str # e.g. `T4`, `a100 40gb`, `NVIDIA GeForce RTX 4090` or `2xT4`
 )->Device: # `count` as the name has it
@@ -160,8 +161,8 @@ def gpu(
     plain = _plain(name)
     known = {_plain(n): device for device,names in _now() for n in names}
     if plain in known: return known[plain]
-    if many := _MANY.fullmatch(str(name).strip()):
-        return replace(gpu(many['name'] or many['name_']), count=int(many['n'] or many['n_']))
+    many = _MANY.fullmatch(str(name).strip())
+    if many: return replace(gpu(many['name'] or many['name_']), count=int(many['n'] or many['n_']))
     names = [device.name for device in gpus()]
     ending = [n for n in names if plain and _plain(n).endswith(plain)]
     if len(ending)==1: return known[_plain(ending[0])] # `3090`

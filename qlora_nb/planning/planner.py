@@ -193,7 +193,8 @@ def _gpu_verdicts(p):
         j = p.job if here else job_for(p.config, p.architecture, d, longest=p.work.longest, learned=p.job.learned)
         same = here or bool(j.arch.read) and alike(j)==alike(p.job)
         if p.architecture.read and not same: continue
-        out.append(gpu_verdict(j, p.machine if here else replace(p.machine, device=d, beside=None), p.work, p.traced if same else None, p.paces if here else ()))
+        machine = p.machine if here else replace(p.machine, device=d, beside=None)
+        out.append(gpu_verdict(j, machine, p.work, p.traced if same else None, p.paces if here else ()))
     return tuple(out)
 
 # %% ../../nbs/planning/planner.ipynb #42b59578

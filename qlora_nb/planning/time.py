@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FITTED', 'SLOW_HOSTS', 'UNFUSED', 'CLIP', 'GRADIENT', 'SPREAD', 'NO_ROW', 'SAME', 'OTHER', 'MILLION', 'LIMITS',
-           'Flops', 'flops_per_token', 'Fitted', 'Code', 'Amounts', 'amounts', 'Step', 'seconds', 'step_time', 'Pace',
-           'pace_key', 'paced', 'padded', 'Work', 'work', 'Cost', 'cost', 'fmt_hours', 'fmt_dollars']
+           'Flops', 'flops_per_token', 'Fitted', 'Code', 'Amounts', 'amounts', 'Step', 'seconds', 'step_time', 'paced',
+           'padded', 'Work', 'work', 'Cost', 'cost', 'fmt_hours', 'fmt_dollars']
 
 # %% ../../nbs/planning/time.ipynb #d10587fe
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from math import hypot
 from ..errors import QLoRAError, mistyped
 from ..facts.hardware import Device, Rates, gpu, rates, same_gpu
 from ..facts.optimizers import OPTIMIZERS
-from ..facts.prices import START_UP, price_notes, session_notes
+from ..facts.prices import STARTED, price_notes, session_notes
 from ..methods.storage import SIZE
+from .bands import pace_key
 from .terms import count
 from ..simulation.job import Job
 
@@ -81,33 +82,53 @@ class Amounts:
     upcast: bool # Whether the stream is float32
     quantised: bool # Whether the base is
 
+# %% ../../nbs/planning/time.ipynb #2f51aa0d
+def _products(job): # → operations of linear layers with adapters, of the output layer, of attention: all passes
+    a,tokens,again = job.arch,job.tokens,int(job.checkpointing)
+    layers = 2*tokens*sum(l.in_features*l.out_features*l.count*l.active for l in _linears(a))
+    learned = job.learned if job.stack.loss in ('fused', 'learned') else 1
+    head = 2*tokens*a.vocab_size*a.hidden_size*learned
+    trained = 2*tokens*count(job.trained)
+    weights = trained*(3+again) if job.method.adapters else min(trained, layers+head)
+    attention = 2*tokens*job.length*a.num_attention_heads*a.head_dim*a.num_hidden_layers
+    # A fused kernel leaves out what the mask hides, and going backward it computes the scores again
+    passes = 2*(3+again) if job.attention=='eager' else 3.5+again
+    return layers*(2+again)+weights,2*head,attention*passes
+
+def _linears(arch): return [l for l in arch.linears if l.kind!='other']
+
+# %% ../../nbs/planning/time.ipynb #2f51aa0f
+def _precisions(job): # → operations in 16 bits, in float32, and of a fused attention kernel in float32
+    layers,head,attention = _products(job)
+    plain,kernel = (attention, 0) if job.attention=='eager' else (0, attention)
+    if job.dtype=='float32': return 0,layers+head+plain,kernel
+    if _upcast(job): return layers,head+plain,kernel
+    return layers+head+attention,0,0
+
+def _upcast(job): return job.stack.upcast=='all' and not job.stack.autocast and job.dtype!='float32'
+
+# %% ../../nbs/planning/time.ipynb #2f51aa21
 def amounts(
     job:Job, # One micro-batch
     code:Code=Code() # How it is computed
 )->Amounts:
     "The work of a micro-batch, by what limits it"
-    a,tokens,again = job.arch,job.tokens,int(job.checkpointing)
-    linears = [l for l in a.linears if l.kind!='other']
-    trained,size = count(job.trained),SIZE[job.dtype]
-    weights = sum(l.in_features*l.out_features*l.count for l in linears)
-    layers = 2*tokens*sum(l.in_features*l.out_features*l.count*l.active for l in linears)
+    a,tokens,passes,size = job.arch,job.tokens,3+job.checkpointing,SIZE[job.dtype]
     learned = job.learned if job.stack.loss in ('fused', 'learned') else 1
-    head = 2*tokens*a.vocab_size*a.hidden_size*learned
-    attention = 2*tokens*job.length*a.num_attention_heads*a.head_dim*a.num_hidden_layers
-    eager,adapters = job.attention=='eager',job.method.adapters
-    attention *= 2*(3+again) if eager else 3.5+again # A fused kernel leaves out what the mask hides, and computes the scores again going backward
-    added = 2*tokens*trained*(3+again) if adapters else min(2*tokens*trained, layers+head) # Weight gradients
-    products,head = layers*(2+again)+added,2*head
-    upcast = job.stack.upcast=='all' and not job.stack.autocast and job.dtype!='float32'
-    moved = weights*(2+again)*(code.expand if job.storage.quantised else 0)+_optimizer_bytes(job, trained)
-    single = head+attention*eager if upcast else 0
-    parts = dict(single=single, attention32=attention*(not eager) if upcast else 0, half=products+(0 if upcast else head+attention))
-    if job.dtype=='float32': parts = dict(single=products+head+attention*eager, attention32=attention*(not eager), half=0)
-    stream = size*tokens*(3+again)*sum((l.in_features+l.out_features)*l.count*l.active for l in linears)
-    scores = job.batch*a.num_attention_heads*job.length**2*a.num_hidden_layers*(3+again) if eager else 0
-    return Amounts(**parts, stream=stream, logits=3*size*tokens*a.vocab_size*learned, scores=2*scores, bytes=moved,
-        launches=a.num_hidden_layers*(3+again), upcast=upcast, quantised=job.storage.quantised)
+    weights = sum(l.in_features*l.out_features*l.count for l in _linears(a))
+    expanded = weights*(passes-1)*code.expand if job.storage.quantised else 0
+    ends = sum((l.in_features+l.out_features)*l.count*l.active for l in _linears(a))
+    scores = job.batch*a.num_attention_heads*job.length**2*a.num_hidden_layers if job.attention=='eager' else 0
+    return Amounts(*_precisions(job),
+        stream=size*tokens*passes*ends,
+        logits=size*tokens*3*a.vocab_size*learned,
+        scores=2*passes*scores,
+        bytes=expanded+_optimizer_bytes(job, count(job.trained)),
+        launches=a.num_hidden_layers*passes,
+        upcast=_upcast(job),
+        quantised=job.storage.quantised)
 
+# %% ../../nbs/planning/time.ipynb #2f51aa0b
 UNFUSED = 8.5 # Reads and writes per parameter and state tensor in torch's AdamW that is not fused: 20 in all
 CLIP,GRADIENT = 3,3 # The same to clip gradients, and to add one up in each micro-batch
 
@@ -118,9 +139,10 @@ def _optimizer_bytes(job, trained):
     return trained*((3*size+state+CLIP*size)/job.accumulation+GRADIENT*size)
 
 # %% ../../nbs/planning/time.ipynb #2f51aa08
-SPREAD = {'T4': 1.3, 'A100 80GB': 1.3, 'RTX 4080': 1.35, 'RTX 4090': 1.35, 'L40S': 1.35, 'H100 80GB': 1.35, 'MI325X': 1.35}
+SPREAD = {'T4': 1.3, 'A100 80GB': 1.3} | dict.fromkeys(('RTX 4080', 'RTX 4090', 'L40S', 'H100 80GB', 'MI325X'), 1.35)
 NO_ROW = 1.6 # Where no published run on this GPU states its tokens
 
+# %% ../../nbs/planning/time.ipynb #2f51aa09
 @dataclass(frozen=True)
 class Step:
     "Time of one micro-batch"
@@ -139,6 +161,7 @@ def _spread(device):
     if name in SPREAD: return SPREAD[name],f'÷×{SPREAD[name]} holds for published runs on this GPU'
     return NO_ROW,f'no published run on this GPU to compare with, so the range is ÷×{NO_ROW}'
 
+# %% ../../nbs/planning/time.ipynb #2f51aa0a
 def seconds(
     work:Amounts, # Of one micro-batch
     reached:Rates, # Of the GPU
@@ -150,7 +173,8 @@ def seconds(
     stream = work.stream*fitted.traffic*(fitted.fused if code.fused else 1)*(fitted.upcast if work.upcast else 1)
     moved = stream+work.logits*fitted.traffic+work.scores*fitted.scores+work.bytes
     products = work.half/reached.half+(work.single+work.attention32*fitted.attention32)/reached.single
-    launch = 1e-3*fitted.launch*work.launches*(fitted.quantised if work.quantised else 1)*(fitted.slow if code.slow_host else 1)
+    more = (fitted.quantised if work.quantised else 1)*(fitted.slow if code.slow_host else 1)
+    launch = 1e-3*fitted.launch*work.launches*more
     slower = fitted.rocm if rocm else 1
     by = dict(products=slower*products*1e-12, memory=slower*moved/reached.bandwidth*1e-9, launches=launch)
     return hypot(by['products']+by['memory'], launch),by
@@ -169,23 +193,7 @@ def step_time(
     return Step(whole, spread, max(by, key=by.get), said)
 
 # %% ../../nbs/planning/time.ipynb #2f51aa11
-@dataclass(frozen=True)
-class Pace:
-    "What the steps of one run took"
-    key: str # `pace_key` of its job
-    tokens: float # Computed in one micro-batch, padding included
-    seconds: float # Of one micro-batch
-    steps: int # That were timed
-    planned: float|None = None # Seconds that the formula gives for them
-
 SAME,OTHER = 1.1,1.25 # Range about measured steps: of the same job, and of another one
-
-def pace_key(
-    job:Job
-)->str:
-    "What two jobs have in common that take the same time per token"
-    settings = job.section.model_dump()
-    return repr((job.arch.name, job.method.name, sorted(settings.items()), job.storage, job.batch, job.checkpointing, job.attention, job.optim, job.dtype))
 
 def paced(
     job:Job, # What one step computes
@@ -194,7 +202,8 @@ def paced(
 )->Step|None:
     "The estimate, or what measured steps make of it"
     same = next((p for p in own if p.key==pace_key(job)), None)
-    if same: return Step(same.seconds*job.tokens/same.tokens, SAME, said=f'measured: {same.steps} steps of a run on this device, ÷×{SAME}')
+    said = f'measured: {same.steps} steps of a run on this device, ÷×{SAME}' if same else ''
+    if same: return Step(same.seconds*job.tokens/same.tokens, SAME, said=said)
     other = next((p for p in own if p.planned), None)
     if not other or step is None: return step
     ratio = other.seconds/other.planned
@@ -251,7 +260,10 @@ class Cost:
     notes: tuple = () # Start-up, prices and their age, sessions
     limit: str = '' # What takes most of a step: products, memory or launches
 
-LIMITS = dict(products='matrix products', memory='memory traffic', launches='kernel launches, so a larger micro-batch is faster')
+LIMITS = dict(
+    products='matrix products',
+    memory='memory traffic',
+    launches='kernel launches, so a larger micro-batch is faster')
 
 def cost(
     job:Job, # One micro-batch
@@ -266,8 +278,7 @@ def cost(
     if step is None: return Cost(None, None, f'no speed is known for {job.dtype} on {device.name}')
     hours = tuple(s*work.tokens/job.tokens/gpus/3600 for s in step.range)
     dollars = device.usd and (hours[0]*device.usd[0]*gpus, hours[1]*device.usd[1]*gpus)
-    start = f'Start-up (boot, download, loading) takes {START_UP[0]} to {START_UP[1]} minutes more, and a rented GPU is billed from boot.'
-    notes = (start, *price_notes(device, today), *session_notes(device, hours))
+    notes = (STARTED, *price_notes(device, today), *session_notes(device, hours))
     limit = f'a step is limited by {LIMITS[step.limit]}; ' if step.limit else ''
     return Cost(hours, dollars, limit+step.said, notes if device.kind!='cpu' else (), step.limit)
 

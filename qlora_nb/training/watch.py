@@ -15,7 +15,8 @@ import torch
 from transformers import TrainerCallback
 from ..errors import QLoRAError
 from ..methods.register import find_method
-from ..planning.time import Pace, pace_key, step_time
+from ..planning.bands import Pace, pace_key
+from ..planning.time import step_time
 from ..store.folder import write_about
 from ..tasks.generate import answers
 from .guard import longest_batch, not_a_number, preflight
