@@ -16,11 +16,14 @@ ASKED = ('T4', 'P100', 'V100 16GB', 'RTX 3060', 'RTX 3090', 'RTX 4060 Ti', 'RTX 
     'A100 40GB', 'A100 80GB', 'H100', 'H200', 'B200', 'MI300X')
 
 
+KINDS = ('community', 'secure', 'spot', 'hyperscaler', 'subscription', 'on-demand')
+
 def test_every_gpu_has_a_source_and_a_date():
     for g in ENTRIES:
-        assert g['date'] and g['source'] and g['spec'] and (g['tflops'] is None or 'http' in g['spec'])
-        for p in g['prices']: assert p['page'].startswith('https://') and '2026-01-01'<p['date']<=g['date'] and 0<p['usd']<30
-    for d in gpus(): assert gpu(d.name)==d and (d.memory is None or 5*GiB<d.memory<200*GiB)
+        assert g['date'] and g['source'] and g['spec'] and (g['tflops'] is None or 'http' in g['spec'] or 'survey' in g['spec'])
+        assert bool(g.get('rates'))==bool(g.get('measured_tflops')) and ('http' in g.get('rates', 'http') or 'survey' in g['rates'])
+        for p in g['prices']: assert p['page'].startswith(('https://', 'quoted in')) and '2026-01-01'<p['date']<=g['date'] and 0<p['usd']<30 and p['kind'] in KINDS
+    for d in gpus(): assert gpu(d.name)==d and (d.memory is None or 5*GiB<d.memory<300*GiB)
     for d in gpus():
         if d.kind=='cuda': assert d.bf16==(d.capability>=(8, 0))
 
@@ -71,10 +74,47 @@ def test_usable_memory_is_below_the_label():
 def test_gpus_by_the_names_of_drivers(name, want): assert gpu(name).name==want
 
 
-@pytest.mark.parametrize('name,near', [('RTX 4091', 'RTX 4090'), ('V100', 'V100 16GB'), ('A100', 'A100 40GB')])
+@pytest.mark.parametrize('name,near', [('RTX 4091', 'RTX 4090'), ('V100', 'V100 16GB'), ('A100', 'A100 40GB'), ('MI300', 'MI300X'), ('T5', 'T4')])
 def test_an_unknown_gpu_gets_its_neighbour(name, near):
     with pytest.raises(QLoRAError, match=f'Did you mean {near!r}') as e: gpu(name)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('name', ['RTX 2060', 'RTX 4080 SUPER', 'RTX 5090 Laptop', 'H800', 'A30'])
+def test_no_other_model_is_suggested(name):
+    "Near in spelling, far in speed"
+    with pytest.raises(QLoRAError) as e: gpu(name)
+    assert 'Did you mean' not in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('name,family', [('TPU v5e-8', 'Google TPU'), ('Gaudi 3', 'Intel Gaudi'), ('Intel Arc A770', 'Intel Arc'), ('trn1.32xlarge', 'AWS Trainium')])
+def test_what_is_not_supported_is_named(name, family):
+    with pytest.raises(QLoRAError, match=f'^{family} is not supported: runs need an NVIDIA or AMD GPU, or a CPU') as e: gpu(name)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('name,want,count', [('2xT4', 'T4', 2), ('Kaggle T4 ×2', 'T4', 2), ('8 x H100', 'H100 80GB', 8), ('H100 PCIe', 'H100 PCIe', 1), ('A10', 'A10', 1),
+    ('RTX 5080', 'RTX 5080', 1), ('RTX PRO 6000', 'RTX PRO 6000 Blackwell', 1), ('NVIDIA GeForce RTX 5070 Ti', 'RTX 5070 Ti', 1), ('B300', 'B300', 1)])
+def test_names_that_people_use(name, want, count): assert (gpu(name).name, gpu(name).count)==(want, count)
+
+
+def test_rates_are_those_that_were_measured():
+    assert (gpu('T4').measured, gpu('T4').float32)==(24, 4.3) and gpu('L40S').measured==248 and gpu('H100 PCIe').measured==477 and gpu('P100').measured==8.4
+    reached = sorted(d.measured/d.tflops for d in gpus() if d.kind=='cuda' and d.measured and d.tflops and not re.match('(RTX|GTX) \\d{4}', d.name))
+    assert abs(reached[len(reached)//2]-hardware.REACHED)<.03
+    geforce = sorted(d.float32/d.measured for d in gpus() if d.float32 and re.match('RTX \\d{4}', d.name))
+    assert abs(geforce[len(geforce)//2]-hardware.GEFORCE)<.03
+    for size,name in (((8, 0), 'A100 80GB'), ((9, 0), 'H100'), ((10, 0), 'B200')): assert abs(gpu(name).float32/gpu(name).measured-hardware.SINGLE[size])<.002
+
+
+def test_a_gpu_named_by_the_driver_has_the_rates_of_the_catalogue():
+    seen = hardware.rates(Device('cuda', 'Tesla T4', capability=(7, 5)))
+    assert seen==hardware.rates(gpu('T4')) and hardware.rates(Device('cuda', 'Some card')) is None
+
+
+def test_an_old_price_without_a_kind_is_accepted(tmp_path, monkeypatch):
+    own(tmp_path, monkeypatch, dict(gpus=[dict(name='T4', measured_tflops=30, prices=[dict(usd=1, provider='mine', page='bill', date='2026-11-22')])]))
+    assert gpu('T4').usd==(1, 1) and gpu('T4').measured==30 and gpu('T4').prices[0].kind==''
 
 
 CPU,CPU16 = Device('cpu', 'old'),Device('cpu', 'new', bf16=True)

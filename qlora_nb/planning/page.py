@@ -68,20 +68,20 @@ def load_rows(p)->list: # Rows
     return [*rows, quantised] if storage.quantised else rows
 
 # %% ../../nbs/planning/page.ipynb #0d16fab0
-METHOD_HEAD = ('method', 'verdict', 'weights + optimizer state', '', 'peak', 'device', 'trained parameters')
+METHOD_HEAD = ('method', 'verdict', 'weights + optimizer state', '', 'peak', 'device', 'time', 'trained parameters')
 
 def methods(p)->list: # Rows
     "Full fine-tuning, LoRA and the quantised base"
     least = min(o.budget.total for o in p.options)
     units = ('GiB', 'GB') if least>.1*GiB else ('MiB', 'MB')
-    return [_method_row(o, *units) for o in p.options]
+    return [_method_row(o, fmt_hours(p.cost_of(o).hours), *units) for o in p.options]
 
-def _method_row(option, binary, decimal):
+def _method_row(option, time, binary, decimal):
     budget,fit = option.budget,option.fit
     share = f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})'
     kept = fmt_bytes(budget.total, binary),f'({fmt_bytes(budget.total, decimal)})'
     peak = fmt_bytes(fit.tensors, binary),band(fit.device)
-    return option.name+' ◀ this config'*option.asked,SAID[fit.verdict],*kept,*peak,share
+    return option.name+' ◀ this config'*option.asked,SAID[fit.verdict],*kept,*peak,time,share
 
 # %% ../../nbs/planning/page.ipynb #39c65083
 GPU_HEAD = ('GPU', 'usable', 'verdict', 'left', 'largest batch', 'time', 'rental cost')
@@ -142,7 +142,8 @@ def quoted(p)->list: # Rows
 # %% ../../nbs/planning/page.ipynb #afd1575c
 _ROUNDED = [round(t.bytes/10**9) for t in rules_of_thumb(7e9)]
 GPU_NOTE = """`tight`: the capacity lies inside the band between the least and the most that the allocator may take. `left` is what remains in the worst case.
-Time is a range because the share of its peak that a GPU reaches was measured on one kind of GPU only. The rental cost is that range times the range of prices in the catalogue."""
+Time is counted from measured rates of the GPU, with the range that published runs leave: ÷×1.3 on a T4 or A100 80GB, ÷×1.6 on a GPU without such a run.
+The rental cost is that range times the range of prices in the catalogue, of all kinds of rental. Start-up is not in it."""
 QUOTED_NOTE = f"""For this model. Articles round 6.7 billion parameters to 7: the second rule then gives the {_ROUNDED[1]} GB that are
 quoted for full fine-tuning of a 7B model. It is 12 bytes a parameter, not 12 times the model. The {_ROUNDED[0]} GB quoted for QLoRA
 are close to a whole measured run (Llama-2-7B, NF4, batch 1, 1304 tokens: 14.14 GB in LitGPT's tables of October 2023)."""
@@ -150,7 +151,7 @@ are close to a whole measured run (Llama-2-7B, NF4, batch 1, 1304 tokens: 14.14 
 def sections(p):
     "Heading, head, rows, columns set right; the order of both text forms"
     yield 'The three numbers',NUMBER_HEAD,numbers(p),(1,)
-    yield 'Methods',METHOD_HEAD,methods(p),(2, 3, 4, 5, 6)
+    yield 'Methods',METHOD_HEAD,methods(p),(2, 3, 4, 5, 6, 7)
     yield 'Phases',PHASE_HEAD,phases(p),(1,)
     yield 'Components',PART_HEAD,parts(p),(1,)
     yield 'Loading',LOAD_HEAD,load_rows(p),(1,)

@@ -96,13 +96,13 @@ def _bars(p):
     full = p.options[0].fit.device[1]
     top = max(o.fit.device[1] for o in p.options)
     if memory<4*full: top = max(top, 1.05*memory)
-    head = *METHOD_HEAD[:6],'trained'
+    head = *METHOD_HEAD[:7],'trained'
     rows = [_method_row(p, o, cells, top) for o,cells in zip(p.options, methods(p))]
     asked = [n for n,o in enumerate(p.options) if o.asked]
     table = html_table(
         rows,
         head,
-        num=range(2, 7),
+        num=range(2, 8),
         named=True,
         strong=asked)
     return _this(p)+tag('div', table, style='--qnb-bar:230px')+_key(p)

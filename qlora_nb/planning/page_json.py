@@ -31,7 +31,7 @@ def _job_dict(j):
         **d,
         stack=asdict(j.stack))
 
-def _option_dict(o):
+def _option_dict(p, o):
     b,f = o.budget,o.fit
     return dict(
         method=o.method.name,
@@ -41,7 +41,8 @@ def _option_dict(o):
         trainable=b.trainable,
         tensors_bytes=f.tensors,
         device_bytes=f.device,
-        verdict=f.verdict)
+        verdict=f.verdict,
+        hours=p.cost_of(o).hours)
 
 # %% ../../nbs/planning/page_json.ipynb #79dc59ab
 def _change_dict(change): return dict(name=change.name, change=change.said, bytes=change.bytes, verdict=change.fit.verdict)
@@ -70,7 +71,7 @@ def plan_dict(p)->dict: # Values that `json.dumps` takes
         phases=p.phases,
         components=p.components,
         loading=_loading_dict(p.loading),
-        options=[_option_dict(o) for o in p.options],
+        options=[_option_dict(p, o) for o in p.options],
         largest=p.largest,
         setting_changes=[_change_dict(k) for k in p.setting_changes],
         suggestion=_suggestion_dict(p.suggestion),

@@ -20,7 +20,7 @@ from .fit import alike, ENGINES, Fit, Machine, Peak, fit, loading, peak, spread
 from .advice import setting_changes, solve, solved_for, suggest
 from ..facts.hardware import Device, Precision, attention, gpu, gpus, precision
 from ..facts.machine import glance
-from .bands import seen
+from .bands import own_band, paces
 from .memory import Budget, resident
 from ..facts.architecture import Architecture
 from ..facts.models import find
@@ -76,13 +76,14 @@ def gpu_verdict(
     job:Job, # For this GPU
     machine:Machine, # GPUs of this kind, and how they share
     work:Work=MILLION, # Of the whole run
-    own:Peak|None=None # A traced peak of the job
+    own:Peak|None=None, # A traced peak of the job
+    pace:tuple=() # What runs on this device measured
 )->GPUVerdict:
     "Verdict, largest micro-batch, time and rental cost on one kind of GPU"
     f = fit(job, machine, own)
     if job.arch.read: batch = None
     else: batch = 0 if f.verdict=='no' and job.batch==1 else solve(job, 'batch', machine, own)
-    return GPUVerdict(machine.device, f, batch, cost(job, machine.device, work, machine.gpus))
+    return GPUVerdict(machine.device, f, batch, cost(job, machine.device, work, machine.gpus, pace))
 
 # %% ../../nbs/planning/planner.ipynb #f2cd11b3
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class _Answers:
     @cached_property
     def suggestion(self): return None if self.job.arch.read else suggest(self.job, self.machine)
     @cached_property
-    def cost(self): return cost(self.job, self.device, self.work, self.machine.gpus)
+    def cost(self): return self.cost_of(self.option)
+
+    def cost_of(self, option): return cost(option.job, self.device, self.work, self.machine.gpus, self.paces)
 
 # %% ../../nbs/planning/planner.ipynb #e0e38c76
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class Plan(_Answers, Shown):
     engine: str = 'formula' # Where the peak of the chosen method comes from
     traced: Peak|None = None # The trace of the chosen method
     notes: tuple = () # What the reader has to know
+    paces: tuple = () # What the steps of runs on this device took
 
     def to_dict(self): return plan_dict(self)
     def to_json(self, indent=1): return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
@@ -189,7 +193,8 @@ def _gpu_verdicts(p):
         j = p.job if here else job_for(p.config, p.architecture, d, longest=p.work.longest, learned=p.job.learned)
         same = here or bool(j.arch.read) and alike(j)==alike(p.job)
         if p.architecture.read and not same: continue
-        out.append(gpu_verdict(j, p.machine if here else replace(p.machine, device=d, beside=None), p.work, p.traced if same else None))
+        machine = p.machine if here else replace(p.machine, device=d, beside=None)
+        out.append(gpu_verdict(j, machine, p.work, p.traced if same else None, p.paces if here else ()))
     return tuple(out)
 
 # %% ../../nbs/planning/planner.ipynb #42b59578
@@ -245,7 +250,7 @@ def _notes(p, said, compared):
     t = f'dtypes: {p.precision.compute} products and base, {p.precision.adapters} adapters ({p.precision.why}).'
     time = f"Time: {p.work.said}; {p.cost.said}."+(' Communication between GPUs is not counted.' if p.machine.gpus>1 else '')
     code = f"Training stack: {'; '.join(p.job.stack.why)}."
-    return (*compared, *said, *p.option.estimate.notes, t, code, time)
+    return (*compared, *said, *p.option.estimate.notes, t, code, time, *p.cost.notes)
 
 # %% ../../nbs/planning/planner.ipynb #a5596a6c
 def plan(
@@ -274,10 +279,11 @@ def plan(
     except QLoRAError as e: raise _at(config, 'model', e) from e
     if arch.read: engine = 'trace'
     traced = peak(asked, 'trace') if engine=='trace' else None
-    machine,measured = _own_band(config, machine, asked)
+    machine,measured = own_band(config.output.output_dir, machine, asked)
     options = [option(asked, machine, True, traced), *(option(job, machine) for job in others)]
     options.sort(key=lambda o: (o.method.adapters, o.storage.quantised))
-    p = Plan(arch, config, tuple(options), machine, precision(device, config.quantization.bnb_4bit_compute_dtype), todo, engine, traced)
+    p = Plan(arch, config, tuple(options), machine, precision(device, config.quantization.bnb_4bit_compute_dtype), todo, engine, traced,
+        paces=paces(config.output.output_dir, device))
     return replace(p, notes=_notes(p, (*said, *measured), _compared(p.option.estimate, traced, arch)))
 
 def _jobs(config, arch, device, longest, learned):
@@ -290,11 +296,3 @@ def _jobs(config, arch, device, longest, learned):
     double = config.quantization.bnb_4bit_use_double_quant
     if ('none' if quantised else 4) in asked.method.bases: more.append((asked.method, storage(other, double)))
     return [asked, *(job_for(config, arch, device, method, stored, longest, learned) for method,stored in more)]
-
-# %% ../../nbs/planning/planner.ipynb #09136760
-def _own_band(config, machine, job):
-    "The machine with what its own runs needed beside their tensors"
-    at = config.output.output_dir
-    band,n = seen(at, machine.device, job.attention)
-    said = f'What lies beside the tensors is taken from {n} run{"s" if n>1 else ""} on this device, under {at}.'
-    return (replace(machine, beside=band),(said,)) if band else (machine,())
