@@ -6,7 +6,7 @@ that they have not seen is printed as well: each GPU in turn is left out of the 
 
     python benchmarks/published_time.py benchmarks/data/measured_time.json [--json OUT] [--fit]
 
-Exit status 0 if the judged rows are within the limits and each of them was predicted. Apart, and not judged: AMD GPUs, whose rows come from one stack,
+Exit status 0 if the judged rows are within the limits. Apart, and not judged: AMD GPUs, whose rows come from one stack with kernels of its own,
 and rows whose number of tokens is an estimate (quality C)."""
 import argparse, json, math, statistics, sys
 from dataclasses import asdict, replace

@@ -142,6 +142,8 @@ def test_full_fine_tuning_has_hours():
     full,hours = p.options[0],p.cost_of(p.options[0]).hours
     assert full.job.dtype=='float32' and hours[0]<hours[1] and p.to_dict()['options'][0]['hours']==hours and fmt_hours(hours) in str(p)
     assert hours[0]>4*p.cost.hours[0]
+    on_t4 = replace(full.job, batch=1)
+    assert step_time(on_t4, gpu('T4')).spread==NO_ROW and 'in float32 throughout' in step_time(on_t4, gpu('T4')).said
     for device in gpus():
         if device.measured and device.kind=='cuda': assert cost(full.job, device).hours, device.name
     parts = amounts(replace(full.job, accumulation=1))

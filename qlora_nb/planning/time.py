@@ -154,8 +154,9 @@ class Step:
     @property
     def range(self): return self.seconds/self.spread,self.seconds*self.spread
 
-def _spread(device):
+def _spread(device, job):
     "Factor of the range, and its reason"
+    if job.dtype=='float32': return NO_ROW,f'no published run is in float32 throughout, so the range is ÷×{NO_ROW}'
     try: name = gpu(device.name).name
     except QLoRAError: name = device.name
     if name in SPREAD: return SPREAD[name],f'÷×{SPREAD[name]} holds for published runs on this GPU'
@@ -189,7 +190,7 @@ def step_time(
     if reached is None or job.device=='cpu' or (job.dtype=='bfloat16' and not device.bf16): return None
     code = code or Code(slow_host=any(same_gpu(name, device.name) for name in SLOW_HOSTS))
     whole,by = seconds(amounts(job, code), reached, code, rocm=device.kind=='rocm')
-    spread,said = _spread(device)
+    spread,said = _spread(device, job)
     return Step(whole, spread, max(by, key=by.get), said)
 
 # %% ../../nbs/planning/time.ipynb #2f51aa11
