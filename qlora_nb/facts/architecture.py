@@ -28,7 +28,7 @@ class Linear:
 class Tensor:
     "A kind of parameter"
     name: str # e.g. `embed_tokens`
-    group: str # embeddings, positions, lm_head, norms, linears, unquantised or biases
+    group: str # embeddings, positions, lm_head, norms, linears, unquantised (linear layers), others (other matrices, such as routers) or biases
     shape: tuple # As PyTorch stores it
     count: int # Tensors of this kind in the whole model
 
@@ -47,6 +47,7 @@ class Family:
     gated: bool = True # Whether the MLP has a gate
     activation: str = 'silu' # Inside the MLP: silu, gelu, relu, or gelu_new, which is composed of several operations
     rotary_joined: bool = False # Whether rotated and unrotated parts of queries and keys are joined into one tensor
+    interleaved: bool = False # Whether each layer makes tables of its own for rotated halves that lie interleaved
     norms: tuple = ('input_layernorm', 'post_attention_layernorm') # Of a block
     last_norm: str = 'norm' # Before the output layer
     layer_norm: bool = False # LayerNorm, which has a bias, in place of RMSNorm
@@ -56,12 +57,33 @@ class Family:
     tied: bool = False # Whether the output layer is the embedding matrix unless the config says otherwise
     embed: str = 'embed_tokens' # Name of the embedding matrix
     keys: tuple = () # `(our name, name in config.json)` where they differ
+    defaults: tuple = () # `(key, value)` where config.json may leave out what the class fills in
+    optional: tuple = () # `(key, linear layers)` that have a bias where the config sets the key
+    qk_norm: bool = False # Whether each head's queries and keys are normalised
+    one_plus: bool = False # Whether norms multiply by one plus the weight, in float32, as Gemma's do
+    late_weight: bool = False # Whether norms multiply by their weight before they go back to the dtype of their input
+    scaled: tuple = () # What is multiplied by a number: embedding, residual or logits
+    router: str = '' # Name of the layer that chooses the experts; empty: there are none
+    expert_biases: bool = False # Whether router and experts have biases
+    float_scores: bool = False # Whether the router's scores stay in float32
+    late_softmax: bool = False # Whether they are the softmax of the chosen ones alone
+    sinks: bool = False # Whether each head has a learned score beside those of the tokens, which only eager attention computes
 
     @property
     def linear_names(self): return (*self.qkv, self.out, *self.mlp)
 
 # %% ../../nbs/facts/architecture.ipynb #3b119be5
+_QKV = Family().qkv
+_ATTENTION = (*_QKV, 'o_proj')
+_BIASED = (('attention_bias', _ATTENTION),)
+_BOTH_BIASED = (*_BIASED, ('mlp_bias', Family().mlp))
 _SANDWICH = Family().norms+('pre_feedforward_layernorm', 'post_feedforward_layernorm')
+_GEMMA = dict(one_plus=True, scaled=('embedding',), tied=True, optional=_BIASED)
+_GLM = dict(mlp=('gate_up_proj', 'down_proj'), rotary_joined=True, interleaved=True, optional=(('attention_bias', _QKV),),
+    defaults=(('attention_bias', True), ('head_dim', 128), ('num_key_value_heads', 2)))
+_GLM4_NORMS = 'input_layernorm','post_self_attn_layernorm','post_attention_layernorm','post_mlp_layernorm'
+
+# %% ../../nbs/facts/architecture.ipynb #e2991e13
 _FUSED = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, activation='gelu',
     layer_norm=True)
 _GPT_NEOX = Family(**_FUSED, last_norm='final_layer_norm', parallel=True, rotary_joined=True, embed='embed_in',
@@ -79,13 +101,29 @@ _T5_KEYS = (('hidden_size', 'd_model'), ('intermediate_size', 'd_ff'), ('num_att
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',), last_norm='final_layer_norm',
     tied=True, embed='shared', keys=_T5_KEYS)
 
+# %% ../../nbs/facts/architecture.ipynb #0ea7e53a
+_NUMBER = ('experts', 'num_local_experts')
+_QWEN3_MOE = Family(mlp=(), router='gate', qk_norm=True, optional=_BIASED,
+    keys=(('experts', 'num_experts'), ('expert_size', 'moe_intermediate_size')),
+    defaults=(('num_experts', 128), ('num_experts_per_tok', 8), ('moe_intermediate_size', 768)))
+_MIXTRAL = Family(mlp=(), router='gate', float_scores=True, keys=(_NUMBER, ('expert_size', 'intermediate_size')),
+    defaults=(('num_local_experts', 8), ('num_experts_per_tok', 2), ('num_key_value_heads', 8)))
+_GPT_OSS = Family(mlp=(), router='router', expert_biases=True, sinks=True, late_softmax=True, late_weight=True, activation='clamped', optional=_BIASED,
+    keys=(_NUMBER, ('expert_size', 'intermediate_size')),
+    defaults=(('attention_bias', True), ('num_local_experts', 128), ('num_experts_per_tok', 4), ('head_dim', 64)))
+
 # %% ../../nbs/facts/architecture.ipynb #6c518ddd
-FAMILIES = dict(llama=Family(), mistral=Family(), qwen3=Family(), granite=Family(), # Llama's block as it is
-    qwen2=Family(biases=('q_proj', 'k_proj', 'v_proj')),
-    gemma=Family(tied=True),
-    gemma2=Family(norms=_SANDWICH, tied=True),
-    gemma3_text=Family(norms=_SANDWICH, tied=True),
+FAMILIES = dict(llama=Family(optional=_BOTH_BIASED), mistral=Family(), # Llama's block as it is
+    granite=Family(optional=_BOTH_BIASED, scaled=('embedding', 'residual', 'logits')),
+    smollm3=Family(tied=True, optional=_BOTH_BIASED, defaults=(('num_key_value_heads', 4),)),
+    qwen2=Family(biases=_QKV),
+    qwen3=Family(optional=_BIASED, qk_norm=True),
+    gemma=Family(**_GEMMA),
+    gemma2=Family(**_GEMMA, norms=_SANDWICH),
+    gemma3_text=Family(**_GEMMA, norms=_SANDWICH, qk_norm=True),
     phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj'), rotary_joined=True),
+    glm=Family(**_GLM), glm4=Family(**_GLM, norms=_GLM4_NORMS),
+    qwen3_moe=_QWEN3_MOE, mixtral=_MIXTRAL, gpt_oss=_GPT_OSS,
     phi=_PHI, opt=_OPT, t5=_T5, gpt_neox=_GPT_NEOX, falcon=_FALCON)
 MODEL_TYPES = tuple(FAMILIES)
 
@@ -100,6 +138,7 @@ def _attention(arch): # → (name, columns, rows) of a block
 
 def _mlp(arch): # → (name, columns, rows) of a block
     family,width,inner = arch.family,arch.hidden_size,arch.intermediate_size
+    if family.router: return []
     fused = family.gated and len(family.mlp)==2
     first = 2*inner if fused else inner
     return [*((name, width, first) for name in family.mlp[:-1]), (family.mlp[-1], inner, width)]
@@ -108,7 +147,15 @@ def _linears(arch):
     decoder,encoder = arch.num_hidden_layers,arch.encoder_layers
     attentions = encoder+2*decoder if encoder else decoder
     around = [Linear(*shape, attentions, shape[0] in arch.biases) for shape in _attention(arch)]
-    return around+[Linear(*shape, encoder+decoder, shape[0] in arch.biases, shape[0]!='wo') for shape in _mlp(arch)]
+    return around+[Linear(*shape, encoder+decoder, shape[0] in arch.biases, shape[0]!='wo') for shape in _mlp(arch)]+_experts(arch)
+
+def _experts(arch):
+    "Rows of all experts of a layer, one below the other"
+    if not arch.family.router: return []
+    width,inner,layers = arch.hidden_size,arch.expert_size,arch.num_hidden_layers
+    shapes = ('experts.gate_up_proj', width, 2*inner*arch.experts),('experts.down_proj', inner, width*arch.experts)
+    active = min(1, arch.experts_per_token/arch.experts)
+    return [Linear(*shape, layers, kind='experts', active=active, adapted=False) for shape in shapes]
 
 # %% ../../nbs/facts/architecture.ipynb #a7b12cb3
 def _norms(arch):
@@ -117,7 +164,7 @@ def _norms(arch):
     blocks = 2*encoder+3*decoder if encoder else decoder
     norms = [(name, width, blocks) for name in arch.family.norms]
     norms.append((arch.family.last_norm, width, 2 if encoder else 1))
-    if arch.qk_norm: norms += [(name, (arch.head_dim,), decoder) for name in ('q_norm', 'k_norm')]
+    if arch.family.qk_norm: norms += [(name, (arch.head_dim,), decoder) for name in ('q_norm', 'k_norm')]
     parts = ('', '.bias') if arch.family.layer_norm else ('',)
     return [Tensor(name+part, 'norms', shape, count) for name,shape,count in norms for part in parts]
 
@@ -131,13 +178,23 @@ def _ends(arch):
     if arch.family.head_bias: ends.append(Tensor('lm_head.bias', 'biases', (arch.vocab_size,), 1))
     return ends
 
+# %% ../../nbs/facts/architecture.ipynb #0abba614
+def _around_experts(arch):
+    family,layers,number = arch.family,arch.num_hidden_layers,arch.experts
+    if not family.router: return []
+    found = [Tensor(family.router, 'others', (number, arch.hidden_size), layers)]
+    if family.sinks: found.append(Tensor('self_attn.sinks', 'norms', (arch.num_attention_heads,), layers))
+    if not family.expert_biases: return found
+    rows = (f'{family.router}.bias', ()), ('experts.gate_up_proj_bias', (2*arch.expert_size,)), ('experts.down_proj_bias', (arch.hidden_size,))
+    return found+[Tensor(name, 'biases', (number, *shape), layers) for name,shape in rows]
+
 # %% ../../nbs/facts/architecture.ipynb #e91d0755
 def _weight(linear):
     group = 'linears' if linear.quantised else 'unquantised'
     return Tensor(linear.name, group, (linear.out_features, linear.in_features), linear.count)
 
 # %% ../../nbs/facts/architecture.ipynb #b43c9d02
-def _rest(arch): return list(arch.read[1]) if arch.read else _ends(arch)+_norms(arch)
+def _rest(arch): return list(arch.read[1]) if arch.read else _ends(arch)+_norms(arch)+_around_experts(arch)
 def _bias(linear): return Tensor(f'{linear.name}.bias', 'biases', (linear.out_features,), linear.count)
 
 def _tensors(arch):
@@ -160,7 +217,6 @@ class Architecture(Shown):
     vocab_size: int # Rows of the embedding matrix
     tie_word_embeddings: bool = False # Whether the output layer is the embedding matrix
     biases: tuple = () # Names of the linear layers that have a bias
-    qk_norm: bool = False # Whether each head's queries and keys are normalised
     max_position_embeddings: int|None = None # Longest sequence it was made for, tokens
     hub_id: str = '' # The model on the hub whose weights have this shape
     source: str = '' # Where the shape was read
@@ -168,10 +224,17 @@ class Architecture(Shown):
     block: Family|None = None # Where it differs from the rest of its family
     positions: int = 0 # Rows of a learned table of positions
     encoder_layers: int = 0 # Blocks of an encoder before the decoder
+    experts: int = 0 # Experts of a layer
+    experts_per_token: int = 0 # Of which a token passes through so many
+    expert_size: int = 0 # Width inside an expert
+    eager: bool = False # Whether its class has no attention but the eager one
+    scores_to_one: bool = True # Whether the scores of the chosen experts are divided by their sum
     read: tuple = () # `Linear`s and other `Tensor`s where they were read from the model's class; empty: by the formula of its family
 
     @property
     def family(self): return self.block or FAMILIES.get(self.model_type) or Family()
+    @property
+    def formula(self): return not self.read or self.block is not None # Whether a family describes its layers
     @property
     def encoder_decoder(self): return bool(self.encoder_layers)
     @property
@@ -192,9 +255,16 @@ class Architecture(Shown):
     @property
     def num_parameters(self): return sum(tensor.size for tensor in self.tensors)
 
+    @property
+    def active_parameters(self):
+        "Those that one token passes through"
+        idle = sum((1-l.active)*l.in_features*l.out_features*l.count for l in self.linears)
+        return self.num_parameters-round(idle)
+
     def _table(self):
         rows = [(t.name, ' × '.join(map(str, t.shape)), t.count, t.size) for t in self.tensors]
         rows.append(('all', '', None, self.num_parameters))
+        if self.active_parameters<self.num_parameters: rows.append(('active for a token', '', None, self.active_parameters))
         return rows,('tensor', 'shape', 'count', 'parameters'),f'{self.name} ({self.model_type})'
     def __str__(self): return text_table(*self._table())
     def _html(self): return html_table(*self._table())

@@ -122,7 +122,7 @@ def _group(module, leaf, parameter, head):
     if module is head: return 'biases' if leaf=='bias' else 'lm_head'
     if isinstance(module, torch.nn.Embedding): return 'embeddings'
     if leaf.endswith('bias'): return 'biases'
-    return 'unquantised' if parameter.ndim>1 else 'norms'
+    return 'others' if parameter.ndim>1 else 'norms'
 
 # %% ../../nbs/facts/skeleton.ipynb #cc876f7b
 OF_EXPERTS = ('gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3') # Names that PEFT reads as parts of the experts
@@ -226,5 +226,5 @@ def _architecture(model, config, name, hub_id, source):
         num_key_value_heads=number('num_key_value_heads', default=heads), head_dim=number('head_dim', default=text.hidden_size//heads),
         intermediate_size=number('intermediate_size', 'moe_intermediate_size', default=0), vocab_size=text.vocab_size,
         tie_word_embeddings=not any(t.group=='lm_head' for t in tensors),
-        max_position_embeddings=number('max_position_embeddings'),
+        max_position_embeddings=number('max_position_embeddings'), eager=attention_for(model.config, 'sdpa')=='eager',
         hub_id=hub_id, source=source, config=dict(config), read=(linears, tensors))

@@ -27,7 +27,7 @@ def full_logits(step, x):
     heap,shifts = step.heap,step.stack.loss=='full_logits_shifted'
     heap.at = 'lm_head'
     logits = call(linear, heap, x, step.head, None, 'logits')
-    if step.arch.model_type=='granite':
+    if 'logits' in step.arch.family.scaled:
         logits = scale(heap, logits, 'scaled logits')
         if shifts: logits = cast(heap, logits, 'float32', 'logits as float32')
     loss = call(_cross_entropy, step, logits)

@@ -34,7 +34,7 @@ def _embedded(step):
     x = new(heap, 'hidden states', (job.batch, job.length, arch.hidden_size), step.rest)
     if step.full: link(heap, x, [step.embed], [], back)
     else: x.node,step.embedded = Leaf(),x.store
-    if arch.model_type=='granite' or arch.model_type.startswith('gemma'): x = scale(heap, x, 'hidden states')
+    if 'embedding' in arch.family.scaled: x = scale(heap, x, 'hidden states')
     heap.at = 'rotary positions'
     angles = Store(heap, 'cos and sin', (2, job.length, arch.head_dim), x.dtype)
     step.cos = Tensor((1, job.length, arch.head_dim), x.dtype, angles)
