@@ -83,7 +83,7 @@ _GLM = dict(mlp=('gate_up_proj', 'down_proj'), rotary_joined=True, interleaved=T
     defaults=(('attention_bias', True), ('head_dim', 128), ('num_key_value_heads', 2)))
 _GLM4_NORMS = 'input_layernorm','post_self_attn_layernorm','post_attention_layernorm','post_mlp_layernorm'
 
-# %% ../../nbs/facts/architecture.ipynb #e2991e13
+# %% ../../nbs/facts/architecture.ipynb #8559b879
 _FUSED = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, activation='gelu',
     layer_norm=True)
 _GPT_NEOX = Family(**_FUSED, last_norm='final_layer_norm', parallel=True, rotary_joined=True, embed='embed_in',
@@ -101,7 +101,7 @@ _T5_KEYS = (('hidden_size', 'd_model'), ('intermediate_size', 'd_ff'), ('num_att
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',), last_norm='final_layer_norm',
     tied=True, embed='shared', keys=_T5_KEYS)
 
-# %% ../../nbs/facts/architecture.ipynb #0ea7e53a
+# %% ../../nbs/facts/architecture.ipynb #5fece4a3
 _NUMBER = ('experts', 'num_local_experts')
 _QWEN3_MOE = Family(mlp=(), router='gate', qk_norm=True, optional=_BIASED,
     keys=(('experts', 'num_experts'), ('expert_size', 'moe_intermediate_size')),
@@ -118,6 +118,7 @@ FAMILIES = dict(llama=Family(optional=_BOTH_BIASED), mistral=Family(), # Llama's
     smollm3=Family(tied=True, optional=_BOTH_BIASED, defaults=(('num_key_value_heads', 4),)),
     qwen2=Family(biases=_QKV),
     qwen3=Family(optional=_BIASED, qk_norm=True),
+    qwen2_5_vl_text=Family(biases=_QKV), qwen3_vl_text=Family(optional=_BIASED, qk_norm=True),
     gemma=Family(**_GEMMA),
     gemma2=Family(**_GEMMA, norms=_SANDWICH),
     gemma3_text=Family(**_GEMMA, norms=_SANDWICH, qk_norm=True),
@@ -178,7 +179,7 @@ def _ends(arch):
     if arch.family.head_bias: ends.append(Tensor('lm_head.bias', 'biases', (arch.vocab_size,), 1))
     return ends
 
-# %% ../../nbs/facts/architecture.ipynb #0abba614
+# %% ../../nbs/facts/architecture.ipynb #83bd6d57
 def _around_experts(arch):
     family,layers,number = arch.family,arch.num_hidden_layers,arch.experts
     if not family.router: return []

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import QLoRAError, installed, nearest
 from .checkpoint import check_name, check_unquantised, read_config
 from .architecture import FAMILIES, MODEL_TYPES, Architecture
-from .skeleton import read
+from .skeleton import of_text, read, text_settings
 from ..store.hub import explain
 
 # %% ../../nbs/facts/models.ipynb #9df429f4
@@ -87,7 +87,7 @@ def _checked(config, who):
     if odd := _odd_layout(config): raise QLoRAError(f'{who} {odd}, which is not planned for', value=who)
     return config
 
-# %% ../../nbs/facts/models.ipynb #63329ad6
+# %% ../../nbs/facts/models.ipynb #2c36bc46
 def _mixed(config):
     "Whether layers of one model differ from each other"
     return bool(config.get('mlp_only_layers')) or config.get('decoder_sparse_step', 1)!=1
@@ -98,6 +98,15 @@ def _experts(config):
     return dict(experts=config['experts'], experts_per_token=config['num_experts_per_tok'], expert_size=config['expert_size'],
         scores_to_one=config['model_type']!='qwen3_moe' or bool(config.get('norm_topk_prob')))
 
+# %% ../../nbs/facts/models.ipynb #809097c9
+def _with_family(found):
+    "What was read from a class, with the family of its language model where there is one"
+    inner = of_text(found.config)
+    if inner is found.config or inner.get('model_type') not in FAMILIES or _mixed(inner): return found
+    text = from_config(text_settings(found.config), found.name, found.hub_id, found.source)
+    tied = found.tie_word_embeddings
+    return replace(text, model_type=found.model_type, config=found.config, block=text.family, read=found.read, tie_word_embeddings=tied)
+
 # %% ../../nbs/facts/models.ipynb #082f82c0
 def from_config(
     config:dict, # What config.json holds
@@ -107,7 +116,7 @@ def from_config(
 )->Architecture:
     "The architecture that a `config.json` describes"
     who = name or hub_id or config.get('_name_or_path') or 'the model'
-    if config.get('model_type') not in MODEL_TYPES or _mixed(config): return read(config, who, hub_id, source)
+    if config.get('model_type') not in MODEL_TYPES or _mixed(config): return _with_family(read(config, who, hub_id, source))
     known = _checked(config, who)
     kind,layers,heads = known['model_type'],known['num_hidden_layers'],known['num_attention_heads']
     if not known.get('head_dim') and known['hidden_size']%heads:

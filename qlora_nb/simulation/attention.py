@@ -78,7 +78,7 @@ def _with_sinks(heap, x, sinks, cuda):
     x = op(heap, 'scores below the highest', [x, highest], of_difference)
     shares = op(heap, 'softmax', [x], of_shares)
     keep_output(heap, shares)
-    return cast(heap, op(heap, '', [shares], 'gradient of the shares', shape, view=True), given)
+    return cast(heap, op(heap, '', [shares], 'gradient of the shares', shape, view=True), given),x # Which the function names to its end
 
 def eager(heap, q, k, v, groups, mask, cuda, sinks=None):
     "Output and attention weights"
@@ -88,7 +88,7 @@ def eager(heap, q, k, v, groups, mask, cuda, sinks=None):
     shares = scale(heap, _matmul(heap, _flat(heap, q), _flat(heap, k, strided), table, 'scores'), 'scaled scores')
     shares = op(heap, 'masked scores', [shares], same,
         dtype=widest(shares, mask))
-    shares = _with_sinks(heap, shares, sinks, cuda) if sinks else _softmax(heap, shares, cuda)
+    shares,named = _with_sinks(heap, shares, sinks, cuda) if sinks else (_softmax(heap, shares, cuda), None)
     out = _matmul(heap, shares, _flat(heap, v, strided),
         q.shape, 'weighted values')
     return _joined(heap, out, q.shape),shares

@@ -33,7 +33,11 @@ class Step:
     def cast(self, x, dtype): return cast(self.heap, x, dtype)
     def add(self, a, b): return add(self.heap, a, b)
     def scale(self, x): return scale(self.heap, x)
-    def clone(self, x): return clone(self.heap, x)
+    def clone(self, x):
+        "A copy in place of a tensor that nobody names any more"
+        copy = clone(self.heap, x)
+        x.store = None
+        return copy
     def dropout(self, x, share): return dropout(self.heap, x, share, self.cuda)
     def linear(self, x, weight, name): return linear(self.heap, x, weight, None, name)
     def by_magnitude(self, x, magnitude): return by_magnitude(self.heap, x, magnitude)
@@ -43,6 +47,7 @@ def layer_weights(step):
     "The parameters of one layer, those of the method among them"
     arch,job,weights = step.arch,step.job,{}
     for l in arch.linears:
+        if l.kind=='other': continue
         shape = l.out_features,l.in_features
         weights[l.name] = parameter(shape, job.dtype, step.full)
         if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
@@ -173,10 +178,11 @@ def _mlp(step, weights, x):
         active = activation(heap, gate, family.activation)
     else:
         active = activation(heap, gate, family.activation)
+        del gate
         up = call(project, step, weights, family.mlp[1], x)
     heap.at = 'mlp'
     product = mul(heap, active, up)
-    del active,up,gate
+    del active,up
     return call(project, step, weights, family.mlp[-1], product)
 
 # %% ../../nbs/simulation/block.ipynb #d1d071c9

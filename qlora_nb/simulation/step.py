@@ -44,11 +44,11 @@ def _embedded(step):
 
 # %% ../../nbs/simulation/step.ipynb #cbab72a8
 def _copies(heap, keys, count):
-    "As many times the given blocks as there are further layers"
-    out,at = [],heap.at
+    "As many times the given blocks as there are further layers, by the numbers of the blocks"
+    out,at = {},heap.at
     for key in keys:
         heap.at,name,shape,dtype,_ = heap.info[key]
-        out.append(Store(heap, name, shape, dtype, count))
+        out[key] = Store(heap, name, shape, dtype, count)
     heap.at = at
     return out
 
@@ -64,7 +64,7 @@ def _forward(step):
     left.weights = layer_weights(step)
     x = checkpointed(step, left.weights, x)
     first = x.node
-    left.between = _copies(heap, [k for k in heap.live if k>start], layers-2) if layers>2 else []
+    left.between = _copies(heap, [k for k in heap.live if k>start], layers-2) if layers>2 else {}
     if layers>1:
         left.weights = layer_weights(step)
         x = checkpointed(step, left.weights, x)
@@ -72,7 +72,9 @@ def _forward(step):
     heap.at = 'last norm'
     x = normed(step, step.last, x)
     loss,logits = LOSSES[step.stack.loss](step, x)
+    casts = {t.store.key for t in heap.cache.values()}
     heap.autocast,heap.cache = None,{}
+    for key in casts-set(heap.live): left.between.pop(key, None) # Weights that autocast cast go with its cache
     left.loss = loss.node
     if step.stack.outputs_kept: left.logits = logits
     return left
@@ -114,7 +116,7 @@ def _back(step, left):
     if not queue: return
     keys = [g.store.key for g in _gradients(left.weights)]
     size = sum(g.store.bytes for g in _gradients(left.weights))
-    falls = not step.full and size*(layers-2)<=sum(block.bytes for block in left.between)
+    falls = not step.full and size*(layers-2)<=sum(block.bytes for block in left.between.values())
     left.between.clear()
     step.between = _copies(heap, keys, layers-1 if falls else layers-2)
     if not falls: return backward(heap, queue, pending)
