@@ -1605,6 +1605,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qlora_nb/simulation/layers.py')},
             'qlora_nb.simulation.mixture': { 'qlora_nb.simulation.mixture._biased': ( 'simulation/mixture.html#_biased',
                                                                                       'qlora_nb/simulation/mixture.py'),
+                                             'qlora_nb.simulation.mixture._biases': ( 'simulation/mixture.html#_biases',
+                                                                                      'qlora_nb/simulation/mixture.py'),
                                              'qlora_nb.simulation.mixture._clamped': ( 'simulation/mixture.html#_clamped',
                                                                                        'qlora_nb/simulation/mixture.py'),
                                              'qlora_nb.simulation.mixture._gate': ( 'simulation/mixture.html#_gate',

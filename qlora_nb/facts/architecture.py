@@ -67,6 +67,7 @@ class Family:
     expert_biases: bool = False # Whether router and experts have biases
     float_scores: bool = False # Whether the router's scores stay in float32
     late_softmax: bool = False # Whether they are the softmax of the chosen ones alone
+    sliding: bool = False # Whether some layers look back only so far, for which eager attention has a mask of its own
     sinks: bool = False # Whether each head has a learned score beside those of the tokens, which only eager attention computes
 
     @property
@@ -83,7 +84,7 @@ _GLM = dict(mlp=('gate_up_proj', 'down_proj'), rotary_joined=True, interleaved=T
     defaults=(('attention_bias', True), ('head_dim', 128), ('num_key_value_heads', 2)))
 _GLM4_NORMS = 'input_layernorm','post_self_attn_layernorm','post_attention_layernorm','post_mlp_layernorm'
 
-# %% ../../nbs/facts/architecture.ipynb #8559b879
+# %% ../../nbs/facts/architecture.ipynb #1c22b239
 _FUSED = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, activation='gelu',
     layer_norm=True)
 _GPT_NEOX = Family(**_FUSED, last_norm='final_layer_norm', parallel=True, rotary_joined=True, embed='embed_in',
@@ -101,14 +102,14 @@ _T5_KEYS = (('hidden_size', 'd_model'), ('intermediate_size', 'd_ff'), ('num_att
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',), last_norm='final_layer_norm',
     tied=True, embed='shared', keys=_T5_KEYS)
 
-# %% ../../nbs/facts/architecture.ipynb #5fece4a3
+# %% ../../nbs/facts/architecture.ipynb #707e9f60
 _NUMBER = ('experts', 'num_local_experts')
 _QWEN3_MOE = Family(mlp=(), router='gate', qk_norm=True, optional=_BIASED,
     keys=(('experts', 'num_experts'), ('expert_size', 'moe_intermediate_size')),
     defaults=(('num_experts', 128), ('num_experts_per_tok', 8), ('moe_intermediate_size', 768)))
 _MIXTRAL = Family(mlp=(), router='gate', float_scores=True, keys=(_NUMBER, ('expert_size', 'intermediate_size')),
     defaults=(('num_local_experts', 8), ('num_experts_per_tok', 2), ('num_key_value_heads', 8)))
-_GPT_OSS = Family(mlp=(), router='router', expert_biases=True, sinks=True, late_softmax=True, late_weight=True, activation='clamped', optional=_BIASED,
+_GPT_OSS = Family(mlp=(), router='router', expert_biases=True, sliding=True, sinks=True, late_softmax=True, late_weight=True, activation='clamped', optional=_BIASED,
     keys=(_NUMBER, ('expert_size', 'intermediate_size')),
     defaults=(('attention_bias', True), ('num_local_experts', 128), ('num_experts_per_tok', 4), ('head_dim', 64)))
 
@@ -120,8 +121,8 @@ FAMILIES = dict(llama=Family(optional=_BOTH_BIASED), mistral=Family(), # Llama's
     qwen3=Family(optional=_BIASED, qk_norm=True),
     qwen2_5_vl_text=Family(biases=_QKV), qwen3_vl_text=Family(optional=_BIASED, qk_norm=True),
     gemma=Family(**_GEMMA),
-    gemma2=Family(**_GEMMA, norms=_SANDWICH),
-    gemma3_text=Family(**_GEMMA, norms=_SANDWICH, qk_norm=True),
+    gemma2=Family(**_GEMMA, norms=_SANDWICH, sliding=True),
+    gemma3_text=Family(**_GEMMA, norms=_SANDWICH, qk_norm=True, sliding=True),
     phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj'), rotary_joined=True),
     glm=Family(**_GLM), glm4=Family(**_GLM, norms=_GLM4_NORMS),
     qwen3_moe=_QWEN3_MOE, mixtral=_MIXTRAL, gpt_oss=_GPT_OSS,
@@ -179,7 +180,7 @@ def _ends(arch):
     if arch.family.head_bias: ends.append(Tensor('lm_head.bias', 'biases', (arch.vocab_size,), 1))
     return ends
 
-# %% ../../nbs/facts/architecture.ipynb #83bd6d57
+# %% ../../nbs/facts/architecture.ipynb #0442e7c7
 def _around_experts(arch):
     family,layers,number = arch.family,arch.num_hidden_layers,arch.experts
     if not family.router: return []

@@ -153,14 +153,14 @@ def _attention(step, weights, x):
     heap.at = 'attention'
     kernel = _kernel(step, q.dtype, groups)
     sinks = weights['sinks'] if arch.family.sinks else None
-    if kernel=='eager': out,table = call(eager, heap, q, k, v, groups, step.mask, step.cuda, sinks)
+    if kernel=='eager': out,table = call(eager, heap, q, k, v, groups, step.masks[0], step.cuda, sinks)
     elif kernel=='flash':
         joined = step.job.attention=='sdpa' and arch.family.rotary_joined
         out = call(flash, heap, q, k, v, groups, step.job.dtype, joined)
     else:
         code = plain if kernel=='math' else efficient
         out = call(code, heap, q, k, v, groups)
-    return call(project, step, weights, arch.family.out, out)
+    return call(project, step, weights, arch.family.out, out),table
 
 def _mlp(step, weights, x):
     heap,family = step.heap,step.arch.family
@@ -201,14 +201,14 @@ def _side_by_side(step, weights, x):
     norms,before = step.arch.family.norms,x
     y = _norm(step, weights, norms[0], x)
     z = _norm(step, weights, norms[1], x) if len(norms)>1 else y
-    y = call(_attention, step, weights, y)
+    y,table = call(_attention, step, weights, y)
     z = call(_mlp, step, weights, z)
     return _onto(step, before, add(step.heap, y, z))
 
 def _one_after_the_other(step, weights, x):
     norms,before = step.arch.family.norms,x
     x = _norm(step, weights, norms[0], x)
-    x = call(_attention, step, weights, x)
+    x,table = call(_attention, step, weights, x) # The layer names the table to its end
     if len(norms)==4: x = _norm(step, weights, norms[1], x)
     before = x = _onto(step, before, x)
     second = norms[2 if len(norms)==4 else 1]

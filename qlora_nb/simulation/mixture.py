@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['mixture']
 
-# %% ../../nbs/simulation/mixture.ipynb #b5339220
+# %% ../../nbs/simulation/mixture.ipynb #dcff87c1
 from math import prod
 from ..methods.storage import BLOCK
 from .layers import activation, cast, linear, mul, scale
 from .tensors import call, keep_output, new, op
 
-# %% ../../nbs/simulation/mixture.ipynb #86944769
+# %% ../../nbs/simulation/mixture.ipynb #5c53ca71
 def _softmax(heap, x):
     shares = op(heap, 'shares of the experts', [x], 'gradient of the scores')
     keep_output(heap, shares)
@@ -44,7 +44,7 @@ def _router(step, weights, x):
     if arch.scores_to_one: scores = _made_one(heap, scores)
     return (scores if family.float_scores else cast(heap, scores, logits.dtype)),places
 
-# %% ../../nbs/simulation/mixture.ipynb #ae3e6b91
+# %% ../../nbs/simulation/mixture.ipynb #73b18486
 def _picked(heap, name, x, rows, places=None):
     "Rows of a tensor, by their places"
     if places is None: places = new(heap, 'places', (rows,), 'int64')
@@ -71,7 +71,7 @@ def _grouped(step, x, weight, width, offsets):
     kept = [x] if loop or trained else []
     return op(heap, 'output of the experts', [x, weight], back, (rows, width), save=[*kept, weight, offsets])
 
-# %% ../../nbs/simulation/mixture.ipynb #d4cf37ad
+# %% ../../nbs/simulation/mixture.ipynb #3f797980
 def _clamped(heap, gate, up):
     def clamp(x): return op(heap, 'clamped', [x], 'gradient of the clamp', save=[x])
     gate,up = clamp(gate),clamp(up)
@@ -86,17 +86,18 @@ def _gate(heap, joined, kind):
     if kind=='clamped': return _clamped(heap, gate, up)
     return mul(heap, activation(heap, gate, kind), up)
 
-def _biased(step, weights, name, x, experts):
-    "A bias for each row, added in place"
-    if f'{name}_bias' not in weights: return x,None
-    bias = weights[f'{name}_bias']
-    if bias.node is None: return x,new(step.heap, 'biases of the rows', x.shape, bias.dtype)
-    picked = _picked(step.heap, 'biases of the rows', bias.view((step.arch.experts, x.shape[1])), x.shape[0], experts)
-    return op(step.heap, '', [x, picked], _twice, view=True),picked
+def _biases(step, weights, name, places):
+    "A bias for each row, or None"
+    bias = weights.get(f'{name}_bias')
+    if bias is None: return None
+    return _picked(step.heap, 'biases of the rows', bias.view((step.arch.experts, bias.shape[-1])), places.shape[0], places)
+
+def _biased(heap, x, bias): # In place
+    return x if bias is None or bias.node is None else op(heap, '', [x, bias], _twice, view=True)
 
 def _twice(gradient, saved): return [gradient, gradient]
 
-# %% ../../nbs/simulation/mixture.ipynb #e42fa846
+# %% ../../nbs/simulation/mixture.ipynb #2b864bc4
 def _weighted(heap, x, scores):
     shape,rows = x.shape,scores.shape
     dtype = x.dtype if x.dtype==scores.dtype else 'float32'
@@ -116,12 +117,12 @@ def _passed(step, weights, x, scores, places):
     counts = [new(heap, 'rows of each expert', (rows,), 'int32'), new(heap, 'rows of each expert', (arch.experts,), 'int32')]
     offsets = new(heap, 'offsets', (arch.experts,), 'int32')
     first = _weight(step, weights, names[0])
-    y = call(_grouped, step, chosen, first, 2*arch.expert_size, offsets)
-    y,bias = _biased(step, weights, names[0], y, order[0])
+    bias = _biases(step, weights, names[0], order[0])
+    y = _biased(heap, call(_grouped, step, chosen, first, 2*arch.expert_size, offsets), bias)
     y = call(_gate, heap, y, arch.family.activation)
     second = _weight(step, weights, names[1])
-    y = call(_grouped, step, y, second, width, offsets)
-    y,bias = _biased(step, weights, names[1], y, order[0])
+    bias = _biases(step, weights, names[1], order[0])
+    y = _biased(heap, call(_grouped, step, y, second, width, offsets), bias)
     z = call(_weighted, heap, y, weighing.view((rows, 1)))
     z = call(_picked, heap, 'rows in their order', z, rows)
     z = op(heap, 'sum of the experts', [z], 'gradient of the rows', (tokens, width))

@@ -39,7 +39,9 @@ def _embedded(step):
     angles = Store(heap, 'cos and sin', (2, job.length, arch.head_dim), x.dtype)
     step.cos = Tensor((1, job.length, arch.head_dim), x.dtype, angles)
     heap.at = 'attention'
-    step.mask = new(heap, 'causal mask', (job.batch, 1, job.length, job.length), step.rest) if job.attention=='eager' else None
+    if job.attention=='eager':
+        shape = job.batch,1,job.length,job.length
+        step.masks = [new(heap, 'causal mask', shape, step.rest) for _ in range(1+arch.family.sliding)]
     return x
 
 # %% ../../nbs/simulation/step.ipynb #cbab72a8
