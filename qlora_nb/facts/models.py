@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import QLoRAError, installed, nearest
 from .checkpoint import check_name, check_unquantised, read_config
-from .architecture import FAMILIES, MODEL_TYPES, Architecture
+from .architecture import FAMILIES, MODEL_TYPES, Architecture, Experts
 from .skeleton import of_text, read, text_settings
 from ..store.hub import explain
 
@@ -87,7 +87,7 @@ def _checked(config, who):
     if odd := _odd_layout(config): raise QLoRAError(f'{who} {odd}, which is not planned for', value=who)
     return config
 
-# %% ../../nbs/facts/models.ipynb #2c36bc46
+# %% ../../nbs/facts/models.ipynb #665548cb
 def _mixed(config):
     "Whether layers of one model differ from each other"
     return bool(config.get('mlp_only_layers')) or config.get('decoder_sparse_step', 1)!=1
@@ -95,10 +95,10 @@ def _mixed(config):
 def _experts(config):
     "How many experts there are, for a token and in all, and their width"
     if not FAMILIES[config['model_type']].router: return {}
-    return dict(experts=config['experts'], experts_per_token=config['num_experts_per_tok'], expert_size=config['expert_size'],
-        scores_to_one=config['model_type']!='qwen3_moe' or bool(config.get('norm_topk_prob')))
+    to_one = config['model_type']!='qwen3_moe' or bool(config.get('norm_topk_prob'))
+    return dict(experts=Experts(config['experts'], config['num_experts_per_tok'], config['expert_size'], to_one))
 
-# %% ../../nbs/facts/models.ipynb #809097c9
+# %% ../../nbs/facts/models.ipynb #71e14777
 def _with_family(found):
     "What was read from a class, with the family of its language model where there is one"
     inner = of_text(found.config)
@@ -116,7 +116,8 @@ def from_config(
 )->Architecture:
     "The architecture that a `config.json` describes"
     who = name or hub_id or config.get('_name_or_path') or 'the model'
-    if config.get('model_type') not in MODEL_TYPES or _mixed(config): return _with_family(read(config, who, hub_id, source))
+    described = config.get('model_type') in MODEL_TYPES and not _mixed(config)
+    if not described: return _with_family(read(config, who, hub_id, source))
     known = _checked(config, who)
     kind,layers,heads = known['model_type'],known['num_hidden_layers'],known['num_attention_heads']
     if not known.get('head_dim') and known['hidden_size']%heads:

@@ -61,8 +61,9 @@ def layer_weights(step):
 
 def _of_experts(step):
     "Router and biases"
-    family,number,size = step.arch.family,step.arch.experts,step.arch.expert_size
+    family,experts = step.arch.family,step.arch.experts
     if not family.router: return {}
+    number,size = experts.number,experts.size
     shapes = {family.router: (number, step.arch.hidden_size)}
     if family.expert_biases:
         shapes |= {f'{family.router}.bias': (number,), 'experts.gate_up_proj_bias': (number, 2*size)}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['mixture']
 
-# %% ../../nbs/simulation/mixture.ipynb #dcff87c1
+# %% ../../nbs/simulation/mixture.ipynb #c4e7f218
 from math import prod
 from ..methods.storage import BLOCK
-from .layers import activation, cast, linear, mul, scale
+from .layers import activation, both, cast, linear, mul, scale, widest
 from .tensors import call, keep_output, new, op
 
-# %% ../../nbs/simulation/mixture.ipynb #5c53ca71
+# %% ../../nbs/simulation/mixture.ipynb #441cbe22
 def _softmax(heap, x):
     shares = op(heap, 'shares of the experts', [x], 'gradient of the scores')
     keep_output(heap, shares)
@@ -21,110 +21,145 @@ def _highest(heap, scores, chosen):
     "The scores of the chosen experts, and which ones they are"
     shape = scores.shape[0],chosen
     places = new(heap, 'chosen experts', shape, 'int64')
-    return op(heap, 'scores of the chosen', [scores], 'gradient of all scores', shape, save=[places]),places
+    highest = op(heap, 'scores of the chosen', [scores], 'gradient of all scores',
+        shape, save=[places])
+    return highest,places
 
 def _made_one(heap, scores):
     "Divided by their sum, in place: the former values are kept"
-    shape,before = scores.shape,new(heap, 'former scores', scores.shape, scores.dtype)
-    total = op(heap, 'sum of scores', [scores], 'gradient of scores', (shape[0], 1))
+    shape,row = scores.shape,(scores.shape[0], 1)
+    before = new(heap, 'former scores', shape, scores.dtype)
+    total = op(heap, 'sum of scores', [scores], 'gradient of scores', row)
     def back(gradient, saved):
         first = new(heap, 'gradient of scores', shape, gradient.dtype)
-        return [first, new(heap, 'gradient of the sum', (shape[0], 1), gradient.dtype)]
-    return op(heap, '', [scores, total], back, save=[before, total], view=True)
+        second = new(heap, 'gradient of the sum', row, gradient.dtype)
+        return [first, second]
+    return op(heap, '', [scores, total], back,
+        save=[before, total], view=True)
 
+# %% ../../nbs/simulation/mixture.ipynb #79a696d0
 def _router(step, weights, x):
     "Scores of the chosen experts for each token, and their places"
     heap,arch,family = step.heap,step.arch,step.arch.family
-    logits = call(linear, heap, x, weights[family.router], weights.get(f'{family.router}.bias'), 'scores')
+    name,chosen = family.router,arch.experts.chosen
+    weight,bias = weights[name],weights.get(f'{name}.bias')
+    logits = call(linear, heap, x, weight, bias, 'scores')
     if family.late_softmax:
-        scores,places = _highest(heap, logits, arch.experts_per_token)
+        scores,places = _highest(heap, logits, chosen)
         return _softmax(heap, scores),places
-    shares = _softmax(heap, cast(heap, logits, 'float32'))
-    scores,places = _highest(heap, shares, arch.experts_per_token)
-    if arch.scores_to_one: scores = _made_one(heap, scores)
-    return (scores if family.float_scores else cast(heap, scores, logits.dtype)),places
+    shares = cast(heap, logits, 'float32')
+    shares = _softmax(heap, shares)
+    scores,places = _highest(heap, shares, chosen)
+    if arch.experts.to_one: scores = _made_one(heap, scores)
+    if not family.float_scores: scores = cast(heap, scores, logits.dtype)
+    return scores,places
 
-# %% ../../nbs/simulation/mixture.ipynb #73b18486
+# %% ../../nbs/simulation/mixture.ipynb #e57b699b
 def _picked(heap, name, x, rows, places=None):
     "Rows of a tensor, by their places"
     if places is None: places = new(heap, 'places', (rows,), 'int64')
-    return op(heap, name, [x], 'gradient of all rows', (rows, *x.shape[1:]), save=[places])
+    shape = rows,*x.shape[1:]
+    return op(heap, name, [x], 'gradient of all rows',
+        shape, save=[places])
 
 def _weight(step, weights, name):
     layer,stored = step.linears[name],step.job.storage
     if not stored.takes(layer): return weights[name]
     shape = layer.out_features,layer.in_features
-    scales = (prod(shape)//BLOCK,) if stored.double_quant else (0,)
-    scratch = new(step.heap, 'dequantised scales', scales, 'float32')
+    scales = prod(shape)//BLOCK if stored.double_quant else 0
+    scratch = new(step.heap, 'dequantised scales', (scales,), 'float32')
     return new(step.heap, 'dequantised experts', shape, step.job.dtype)
 
 def _grouped(step, x, weight, width, offsets):
     heap = step.heap
-    loop = step.cuda and step.job.capability<(8, 0)
     x = cast(heap, x, weight.dtype)
-    (rows,inner),flows,trained = x.shape,x.node is not None,weight.node is not None
-    shape,dtype = weight.shape,weight.dtype
+    flows,trained = x.node is not None,weight.node is not None
+    loop = step.cuda and step.job.capability<(8, 0)
+    wide,shape = x.shape,weight.shape
+    what = 'gradient of the weight' if trained else 'unwanted gradient'
     def back(gradient, saved):
-        first = new(heap, 'gradient of the input', (rows, inner), gradient.dtype) if flows else None
-        made = new(heap, 'gradient of the weight' if trained else 'unwanted gradient', shape, dtype) if loop or trained else None
-        return [first, made]
+        first = new(heap, 'gradient of the input', wide, gradient.dtype) if flows else None
+        second = new(heap, what, shape, gradient.dtype) if loop or trained else None
+        return [first, second]
     kept = [x] if loop or trained else []
-    return op(heap, 'output of the experts', [x, weight], back, (rows, width), save=[*kept, weight, offsets])
+    return op(heap, 'output of the experts', [x, weight], back,
+        (wide[0], width), save=[*kept, weight, offsets])
 
-# %% ../../nbs/simulation/mixture.ipynb #3f797980
+# %% ../../nbs/simulation/mixture.ipynb #27b18859
 def _clamped(heap, gate, up):
     def clamp(x): return op(heap, 'clamped', [x], 'gradient of the clamp', save=[x])
-    gate,up = clamp(gate),clamp(up)
-    share = op(heap, 'sigmoid', [scale(heap, gate)], 'gradient of the sigmoid')
+    gate = clamp(gate)
+    up = clamp(up)
+    share = scale(heap, gate)
+    share = op(heap, 'sigmoid', [share], 'gradient of the sigmoid')
     keep_output(heap, share)
-    lit = mul(heap, gate, share, 'gated')
-    return mul(heap, scale(heap, up, 'ups and one'), lit)
+    gated = mul(heap, gate, share, 'gated')
+    return mul(heap, scale(heap, up, 'ups and one'), gated)
 
 def _gate(heap, joined, kind):
     rows,width = joined.shape
-    gate,up = [op(heap, '', [joined], 'gradient of a part', (rows, width//2), view=True) for _ in range(2)]
+    half = rows,width//2
+    gate,up = [op(heap, '', [joined], 'gradient of a part', half, view=True)
+        for _ in range(2)]
     if kind=='clamped': return _clamped(heap, gate, up)
     return mul(heap, activation(heap, gate, kind), up)
 
+# %% ../../nbs/simulation/mixture.ipynb #487c6297
 def _biases(step, weights, name, places):
     "A bias for each row, or None"
     bias = weights.get(f'{name}_bias')
     if bias is None: return None
-    return _picked(step.heap, 'biases of the rows', bias.view((step.arch.experts, bias.shape[-1])), places.shape[0], places)
+    (rows,),what = places.shape,'biases of the rows'
+    return _picked(step.heap, what, bias, rows, places)
 
 def _biased(heap, x, bias): # In place
-    return x if bias is None or bias.node is None else op(heap, '', [x, bias], _twice, view=True)
+    if bias is None or bias.node is None: return x
+    return op(heap, '', [x, bias], both, view=True)
 
-def _twice(gradient, saved): return [gradient, gradient]
-
-# %% ../../nbs/simulation/mixture.ipynb #2b864bc4
+# %% ../../nbs/simulation/mixture.ipynb #ee064ab4
 def _weighted(heap, x, scores):
     shape,rows = x.shape,scores.shape
-    dtype = x.dtype if x.dtype==scores.dtype else 'float32'
     def back(gradient, saved):
         first = new(heap, 'gradient of the rows', shape, gradient.dtype)
         product = new(heap, 'gradient of the scores, unsummed', shape, gradient.dtype)
-        return [first, new(heap, 'gradient of the scores', rows, gradient.dtype)]
-    return op(heap, 'weighted rows', [x, scores], back, dtype=dtype, save=[x, scores])
+        second = new(heap, 'gradient of the scores', rows, gradient.dtype)
+        return [first, second]
+    dtype = widest(x, scores)
+    return op(heap, 'weighted rows', [x, scores], back,
+        dtype=dtype, save=[x, scores])
+
+def _sorted(step, x, scores):
+    "Rows sorted by expert, their scores, and what the sorting leaves"
+    heap,arch = step.heap,step.arch
+    rows,number = x.shape[0]*arch.experts.chosen,arch.experts.number
+    order = [new(heap, 'order of the rows', (rows,), 'int64')
+        for _ in range(2)]
+    chosen = call(_picked, heap, 'rows of the experts', x, rows)
+    weighing = scores.view((rows,))
+    weighing = call(_picked, heap, 'scores, sorted', weighing, rows)
+    counts = [new(heap, 'rows of each expert', (n,), 'int32')
+        for n in (rows, number, number)]
+    return chosen,weighing.view((rows, 1)),order,counts
+
+# %% ../../nbs/simulation/mixture.ipynb #fe363bc4
+_NAMES = 'experts.gate_up_proj','experts.down_proj'
 
 def _passed(step, weights, x, scores, places):
     heap,arch = step.heap,step.arch
-    tokens,width = x.shape
-    rows,names = tokens*arch.experts_per_token,('experts.gate_up_proj', 'experts.down_proj')
-    order = [new(heap, 'order of the rows', (rows,), 'int64') for _ in range(2)]
-    chosen = call(_picked, heap, 'rows of the experts', x, rows)
-    weighing = call(_picked, heap, 'scores, sorted', scores.view((rows,)), rows)
-    counts = [new(heap, 'rows of each expert', (rows,), 'int32'), new(heap, 'rows of each expert', (arch.experts,), 'int32')]
-    offsets = new(heap, 'offsets', (arch.experts,), 'int32')
-    first = _weight(step, weights, names[0])
-    bias = _biases(step, weights, names[0], order[0])
-    y = _biased(heap, call(_grouped, step, chosen, first, 2*arch.expert_size, offsets), bias)
+    (tokens,width),inner = x.shape,arch.experts.size
+    chosen,weighing,order,counts = _sorted(step, x, scores)
+    offsets = counts[-1]
+    first = _weight(step, weights, _NAMES[0])
+    bias = _biases(step, weights, _NAMES[0], order[0])
+    y = call(_grouped, step, chosen, first, 2*inner, offsets)
+    y = _biased(heap, y, bias)
     y = call(_gate, heap, y, arch.family.activation)
-    second = _weight(step, weights, names[1])
-    bias = _biases(step, weights, names[1], order[0])
-    y = _biased(heap, call(_grouped, step, y, second, width, offsets), bias)
-    z = call(_weighted, heap, y, weighing.view((rows, 1)))
-    z = call(_picked, heap, 'rows in their order', z, rows)
+    second = _weight(step, weights, _NAMES[1])
+    bias = _biases(step, weights, _NAMES[1], order[0])
+    y = call(_grouped, step, y, second, width, offsets)
+    y = _biased(heap, y, bias)
+    z = call(_weighted, heap, y, weighing)
+    z = call(_picked, heap, 'rows in their order', z, z.shape[0])
     z = op(heap, 'sum of the experts', [z], 'gradient of the rows', (tokens, width))
     return cast(heap, z, x.dtype)
 
@@ -134,4 +169,5 @@ def mixture(step, weights, x):
     heap.at = 'experts'
     x = x.view((prod(whole[:-1]), whole[-1]))
     scores,places = call(_router, step, weights, x)
-    return call(_passed, step, weights, x, scores, places).view(whole)
+    y = call(_passed, step, weights, x, scores, places)
+    return y.view(whole)
