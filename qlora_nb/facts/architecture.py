@@ -84,7 +84,7 @@ _GLM = dict(mlp=('gate_up_proj', 'down_proj'), rotary_joined=True, interleaved=T
     defaults=(('attention_bias', True), ('head_dim', 128), ('num_key_value_heads', 2)))
 _GLM4_NORMS = 'input_layernorm','post_self_attn_layernorm','post_attention_layernorm','post_mlp_layernorm'
 
-# %% ../../nbs/facts/architecture.ipynb #0523e606
+# %% ../../nbs/facts/architecture.ipynb #367fec65
 _FUSED = dict(qkv=('query_key_value',), out='dense', mlp=('dense_h_to_4h', 'dense_4h_to_h'), gated=False, activation='gelu',
     layer_norm=True)
 _GPT_NEOX = Family(**_FUSED, last_norm='final_layer_norm', parallel=True, rotary_joined=True, embed='embed_in',
@@ -102,16 +102,16 @@ _T5_KEYS = (('hidden_size', 'd_model'), ('intermediate_size', 'd_ff'), ('num_att
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',), last_norm='final_layer_norm',
     tied=True, embed='shared', keys=_T5_KEYS)
 
-# %% ../../nbs/facts/architecture.ipynb #eab1cff9
+# %% ../../nbs/facts/architecture.ipynb #042ff6ab
 _NUMBER = ('experts', 'num_local_experts')
 _QWEN3_MOE = Family(mlp=(), router='gate', qk_norm=True, optional=_BIASED,
-    keys=(('experts', 'num_experts'), ('expert_size', 'moe_intermediate_size')),
-    defaults=(('num_experts', 128), ('num_experts_per_tok', 8), ('moe_intermediate_size', 768)))
+    keys=(_NUMBER, ('experts', 'num_experts'), ('expert_size', 'moe_intermediate_size')),
+    defaults=(('experts', 128), ('num_experts_per_tok', 8), ('expert_size', 768)))
 _MIXTRAL = Family(mlp=(), router='gate', float_scores=True, keys=(_NUMBER, ('expert_size', 'intermediate_size')),
-    defaults=(('num_local_experts', 8), ('num_experts_per_tok', 2), ('num_key_value_heads', 8)))
+    defaults=(('experts', 8), ('num_experts_per_tok', 2), ('num_key_value_heads', 8)))
 _GPT_OSS = Family(mlp=(), router='router', expert_biases=True, late_softmax=True, activation='clamped',
     sliding=True, sinks=True, late_weight=True, optional=_BIASED, keys=(_NUMBER, ('expert_size', 'intermediate_size')),
-    defaults=(('attention_bias', True), ('num_local_experts', 128), ('num_experts_per_tok', 4), ('head_dim', 64)))
+    defaults=(('attention_bias', True), ('experts', 128), ('num_experts_per_tok', 4), ('head_dim', 64)))
 
 # %% ../../nbs/facts/architecture.ipynb #6c518ddd
 FAMILIES = dict(llama=Family(optional=_BOTH_BIASED), mistral=Family(), # Llama's block as it is
@@ -151,7 +151,7 @@ def _linears(arch):
     around = [Linear(*shape, attentions, shape[0] in arch.biases) for shape in _attention(arch)]
     return around+[Linear(*shape, encoder+decoder, shape[0] in arch.biases, shape[0]!='wo') for shape in _mlp(arch)]+_experts(arch)
 
-# %% ../../nbs/facts/architecture.ipynb #31b40f7e
+# %% ../../nbs/facts/architecture.ipynb #34e7714c
 def _experts(arch):
     "Rows of all experts of a layer, one below the other"
     if not arch.family.router: return []
@@ -182,7 +182,7 @@ def _ends(arch):
     if arch.family.head_bias: ends.append(Tensor('lm_head.bias', 'biases', (arch.vocab_size,), 1))
     return ends
 
-# %% ../../nbs/facts/architecture.ipynb #3fe9710b
+# %% ../../nbs/facts/architecture.ipynb #2b3e88c1
 def _around_experts(arch):
     family,layers,experts = arch.family,arch.num_hidden_layers,arch.experts
     if not family.router: return []
@@ -208,7 +208,7 @@ def _tensors(arch):
     biases = [_bias(linear) for linear in linears if linear.bias]
     return _rest(arch)+[_weight(linear) for linear in linears]+biases
 
-# %% ../../nbs/facts/architecture.ipynb #bea720c4
+# %% ../../nbs/facts/architecture.ipynb #c3df3234
 def _idle(arch):
     "Parameters of the experts that a token does not pass through"
     return round(sum((1-l.active)*l.in_features*l.out_features*l.count for l in arch.linears))
@@ -220,7 +220,7 @@ def _table(arch): # → rows, headings, title
     if active<arch.num_parameters: rows.append(('active for a token', '', None, active))
     return rows,('tensor', 'shape', 'count', 'parameters'),f'{arch.name} ({arch.model_type})'
 
-# %% ../../nbs/facts/architecture.ipynb #8e7561e3
+# %% ../../nbs/facts/architecture.ipynb #690a00c0
 @dataclass(frozen=True)
 class Experts:
     "A layer's experts"

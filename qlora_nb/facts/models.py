@@ -36,9 +36,9 @@ def _canonical(config):
     "The config with Llama's names for its keys"
     kind = config['model_type']
     family = FAMILIES[kind]
-    config = config | {key: value for key,value in family.defaults if config.get(key) is None}
     renamed = {ours: config[theirs] for ours,theirs in family.keys if config.get(theirs) is not None}
     canonical = config | renamed
+    canonical |= {key: value for key,value in family.defaults if canonical.get(key) is None}
     if kind in _AS_HEADS and canonical.get('num_key_value_heads') is None:
         canonical['num_key_value_heads'] = canonical.get('num_attention_heads')
     return canonical | _falcon(config, canonical) if kind=='falcon' else canonical
@@ -87,7 +87,7 @@ def _checked(config, who):
     if odd := _odd_layout(config): raise QLoRAError(f'{who} {odd}, which is not planned for', value=who)
     return config
 
-# %% ../../nbs/facts/models.ipynb #665548cb
+# %% ../../nbs/facts/models.ipynb #1c347c02
 def _mixed(config):
     "Whether layers of one model differ from each other"
     return bool(config.get('mlp_only_layers')) or config.get('decoder_sparse_step', 1)!=1
@@ -98,7 +98,7 @@ def _experts(config):
     to_one = config['model_type']!='qwen3_moe' or bool(config.get('norm_topk_prob'))
     return dict(experts=Experts(config['experts'], config['num_experts_per_tok'], config['expert_size'], to_one))
 
-# %% ../../nbs/facts/models.ipynb #71e14777
+# %% ../../nbs/facts/models.ipynb #5eecc4b6
 def _with_family(found):
     "What was read from a class, with the family of its language model where there is one"
     inner = of_text(found.config)
