@@ -65,7 +65,8 @@ def test_a_family_describes_what_its_class_has(kind):
     config = SMALL | KINDS[kind] | dict(model_type=kind)
     ours,theirs = from_config(config, kind),read(config, kind)
     assert ours.formula and not theirs.formula
-    assert {replace(l, bias=False) for l in ours.linears}==set(theirs.linears) and set(ours.tensors)=={replace(t, name=t.name.removeprefix('lm_head.')) for t in theirs.tensors}
+    assert {replace(l, bias=False) for l in ours.linears}==set(theirs.linears)
+    assert set(ours.tensors)=={replace(t, name=t.name.removeprefix('lm_head.')) for t in theirs.tensors}
     assert (ours.eager, ours.tie_word_embeddings, ours.head_dim)==(theirs.eager, theirs.tie_word_embeddings, theirs.head_dim)
 
 
