@@ -246,3 +246,101 @@ def test_a_hostile_folder_runs_nothing_and_is_told(folder, tmp_path):
     (evil/'config.yaml').write_text('model: !!python/object/apply:os.system ["touch %s"]\n' % mark)
     with pytest.raises(QLoRAError): resume(str(evil), text, ROWS)
     assert not mark.exists()
+
+# ---- found by people who tried to break it
+
+def test_an_extension_outlives_a_stop(folder, tmp_path):
+    "The command that the panel prints goes on to the extended end"
+    text = cell(folder, tmp_path, max_steps=3)
+    run = train(text, ROWS, name='run')
+    again = resume(str(run.folder), text, ROWS, extend='6', on_change=tiny.at_step(4, stop))
+    assert again.status=='stopped' and again.total==9
+    for today in (text, None):
+        old = old_run(str(run.folder), today)
+        old.lock.drop()
+        assert old.config.training.max_steps==9
+    assert resume(str(run.folder), text, ROWS).step==9
+
+def test_code_of_a_model_does_not_come_in_through_a_copy(folder, tmp_path):
+    text = mirrored(folder, tmp_path/'out', tmp_path/'drive', max_steps=4)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(1, stop))
+    copy = tmp_path/'drive'/'run'
+    shutil.copytree(copy/'checkpoint-2', copy/'checkpoint-3')
+    (copy/'config.yaml').write_text((copy/'config.yaml').read_text()+'trust_remote_code: true\n')
+    with pytest.raises(QLoRAError, match='trust_remote_code'): resume(str(run.folder), text, ROWS)
+
+def test_a_folder_that_is_there_is_never_replaced_by_a_copy(folder, tmp_path):
+    text = mirrored(folder, tmp_path/'out', tmp_path/'drive', max_steps=4)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(1, stop))
+    (run.folder/'config.yaml').unlink()
+    with pytest.raises(QLoRAError, match='is no whole run: it lacks config.yaml or run.json. Rename it'): resume('run', text, ROWS)
+    assert checkpoints(run.folder)
+
+def test_two_branches_of_one_run_are_not_mixed(folder, tmp_path):
+    "A run folder that was copied by hand, and both trained on"
+    text = mirrored(folder, tmp_path/'out', tmp_path/'drive', max_steps=6)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(1, stop))
+    shutil.copytree(tmp_path/'out', tmp_path/'other')
+    config = tmp_path/'other'/'run'/'config.yaml'
+    config.write_text(''.join(line for line in config.read_text().splitlines(True) if 'mirror_dir' not in line))
+    resume(str(run.folder), text, ROWS, on_change=tiny.at_step(4, stop))
+    away = text.replace(str(tmp_path/'out'), str(tmp_path/'other')).replace(f', mirror_dir: \'{tmp_path}/drive\'', '').replace('0.005', '0.001')
+    resume(str(tmp_path/'other'/'run'), away, ROWS, on_change=tiny.at_step(3, stop))
+    before,here = bytes_of(tmp_path/'other'/'run'),text.replace(str(tmp_path/'out'), str(tmp_path/'other'))
+    with pytest.raises(QLoRAError, match='trained on in two ways'): resume(str(tmp_path/'other'/'run'), here, ROWS)
+    assert bytes_of(tmp_path/'other'/'run')==before
+
+def test_runs_without_an_id_are_not_one_run(tmp_path):
+    from qlora_nb.store.mirror import behind, is_of, place_of
+    for at in ('a', 'm'):
+        (tmp_path/at/'run').mkdir(parents=True)
+        (tmp_path/at/'run'/'run.json').write_text('{"format": 1}')
+    assert not is_of(tmp_path/'m'/'run', tmp_path/'a'/'run') and place_of(tmp_path/'a'/'run', tmp_path/'m')!=tmp_path/'m'/'run'
+    assert not behind(tmp_path/'a'/'run', tmp_path/'m')
+
+@pytest.mark.parametrize('content', ['[1]', '5', '"x"', '{"pid": "12"}', '{"pid": 1.5}', '{"pid": 1e30}', 'x'])
+def test_an_odd_lock_file_holds_nothing_for_long(tmp_path, monkeypatch, content):
+    (tmp_path/'lock').write_text(content)
+    Lock(tmp_path).take().drop()
+    no_locks(monkeypatch)
+    (tmp_path/'lock').write_text(content)
+    with pytest.raises(QLoRAError, match='in use by'): Lock(tmp_path).take()
+    os.utime(tmp_path/'lock', (0, 0))
+    Lock(tmp_path).take().drop()
+
+def test_an_interrupt_at_any_moment_before_the_start_leaves_no_lock(folder, tmp_path, monkeypatch):
+    from qlora_nb.training import start
+    text = cell(folder, tmp_path, max_steps=4)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(1, stop))
+    def interrupted(*args, **kw): raise KeyboardInterrupt
+    for name,begin in (('checkpoints', lambda: old_run(str(run.folder), text)), ('write_about', lambda: new_run(text, 'new'))):
+        with monkeypatch.context() as m:
+            m.setattr(start, name, interrupted)
+            with pytest.raises(KeyboardInterrupt): begin()
+    for at in (run.folder, tmp_path/'new'): Lock(at).take().drop()
+
+def test_a_folder_that_is_deleted_while_it_trains_is_said(folder, tmp_path):
+    text = cell(folder, tmp_path, max_steps=8, save_steps=2)
+    with pytest.raises(QLoRAError, match='its folder was moved or deleted while it trained'):
+        train(text, ROWS, name='run', on_change=tiny.at_step(1, lambda run: shutil.rmtree(run.folder)))
+
+def test_one_bad_run_hides_no_other(folder, tmp_path):
+    text = cell(folder, tmp_path, max_steps=1)
+    for name in ('good', 'odd', 'worse'): train(text, ROWS, name=name)
+    (tmp_path/'odd'/'events.jsonl').write_bytes(b'null\n5\n{}\n\xff\xfe\n')
+    about = read_about(tmp_path/'worse')
+    (tmp_path/'worse'/'run.json').write_text(json.dumps(about | dict(resolved=[1], total={})))
+    found = runs(tmp_path)
+    assert {'good', 'odd'}<={r.name for r in found.records}
+    for seal in ('[]', '{"a": 3}', '{}'):
+        (tmp_path/'good'/'checkpoint-1'/'checksums.json').write_text(seal)
+        assert not checkpoints(tmp_path/'good')
+
+def test_a_copy_inside_the_run_is_refused_and_odd_places_end_no_run(folder, tmp_path):
+    inside = train(mirrored(folder, tmp_path/'out', tmp_path/'out'/'run'/'x', max_steps=1), ROWS, name='run')
+    assert inside.status=='finished' and any('lies inside the run' in n for n in inside.notes)
+    (tmp_path/'drive').mkdir()
+    (tmp_path/'drive'/'two').write_text('a file')
+    text = mirrored(folder, tmp_path/'out', tmp_path/'drive', max_steps=1)
+    two = train(text, ROWS, name='two')
+    assert two.status=='finished' and two.name=='two-2' and runs(tmp_path/'out').records

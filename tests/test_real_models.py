@@ -204,7 +204,15 @@ def test_the_compute_dtype_of_experts_is_that_of_the_model(checkpoint):
     with quiet(): config = experts_config(bnb_4bit_compute_dtype=torch.float32)
     assert config.load_in_4bit and loaded(checkpoint('mixtral')).model.layers[0].mlp.experts.down_proj.dtype==torch.float32
 
-@pytest.mark.parametrize('kind', [*MODELS, 'gemma4'])
+FORMULA = ('mixtral', 'qwen3_moe', 'gpt_oss', 'smollm3', 'glm4', 'gemma3', 'qwen3_vl')
+
+@pytest.mark.parametrize('kind', FORMULA)
+def test_what_has_a_formula_is_planned_by_it(kind):
+    arch = from_config(dict(model_type=kind, **MODELS[kind]), kind)
+    p = plan(arch, gpu='T4')
+    assert p.engine=='formula' and p.largest and len(p.options)==3 and 'no formula' not in str(p)
+
+@pytest.mark.parametrize('kind', [*(k for k in MODELS if k not in FORMULA), 'gemma4'])
 def test_what_has_no_formula_is_planned_by_the_trace_and_says_so(kind):
     arch = from_config(dict(model_type=kind, **(MODELS | dict(gemma4=GEMMA4))[kind]), kind)
     p = plan(arch, gpu='T4')

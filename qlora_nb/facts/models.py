@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..errors import QLoRAError, installed, nearest
 from .checkpoint import check_name, check_unquantised, read_config
-from .architecture import FAMILIES, MODEL_TYPES, Architecture
-from .skeleton import read
+from .architecture import FAMILIES, MODEL_TYPES, Architecture, Experts
+from .skeleton import of_text, read, text_settings
 from ..store.hub import explain
 
 # %% ../../nbs/facts/models.ipynb #9df429f4
@@ -35,8 +35,10 @@ def _falcon(config, canonical):
 def _canonical(config):
     "The config with Llama's names for its keys"
     kind = config['model_type']
-    renamed = {ours: config[theirs] for ours,theirs in FAMILIES[kind].keys if config.get(theirs) is not None}
+    family = FAMILIES[kind]
+    renamed = {ours: config[theirs] for ours,theirs in family.keys if config.get(theirs) is not None}
     canonical = config | renamed
+    canonical |= {key: value for key,value in family.defaults if canonical.get(key) is None}
     if kind in _AS_HEADS and canonical.get('num_key_value_heads') is None:
         canonical['num_key_value_heads'] = canonical.get('num_attention_heads')
     return canonical | _falcon(config, canonical) if kind=='falcon' else canonical
@@ -65,9 +67,7 @@ def _biases(config):
     if kind=='gpt_neox' and not config.get('attention_bias', True): return tuple(n for n in family.biases if n not in attention)
     if family.biases: return family.biases
     if config.get('attention_bias')=='qkv': return family.qkv
-    of_attention = attention if config.get('attention_bias') and kind!='mistral' else ()
-    of_mlp = family.mlp if config.get('mlp_bias') and kind in ('llama', 'granite') else ()
-    return of_attention+of_mlp
+    return tuple(name for key,names in family.optional if config.get(key) for name in names)
 
 # %% ../../nbs/facts/models.ipynb #0858d7c1
 def _odd_layout(config):
@@ -87,6 +87,26 @@ def _checked(config, who):
     if odd := _odd_layout(config): raise QLoRAError(f'{who} {odd}, which is not planned for', value=who)
     return config
 
+# %% ../../nbs/facts/models.ipynb #1c347c02
+def _mixed(config):
+    "Whether layers of one model differ from each other"
+    return bool(config.get('mlp_only_layers')) or config.get('decoder_sparse_step', 1)!=1
+
+def _experts(config):
+    "How many experts there are, for a token and in all, and their width"
+    if not FAMILIES[config['model_type']].router: return {}
+    to_one = config['model_type']!='qwen3_moe' or bool(config.get('norm_topk_prob'))
+    return dict(experts=Experts(config['experts'], config['num_experts_per_tok'], config['expert_size'], to_one))
+
+# %% ../../nbs/facts/models.ipynb #5eecc4b6
+def _with_family(found):
+    "What was read from a class, with the family of its language model where there is one"
+    inner = of_text(found.config)
+    if inner is found.config or inner.get('model_type') not in FAMILIES or _mixed(inner): return found
+    text = from_config(text_settings(found.config), found.name, found.hub_id, found.source)
+    tied = found.tie_word_embeddings
+    return replace(text, model_type=found.model_type, config=found.config, block=text.family, read=found.read, tie_word_embeddings=tied)
+
 # %% ../../nbs/facts/models.ipynb #082f82c0
 def from_config(
     config:dict, # What config.json holds
@@ -96,7 +116,8 @@ def from_config(
 )->Architecture:
     "The architecture that a `config.json` describes"
     who = name or hub_id or config.get('_name_or_path') or 'the model'
-    if config.get('model_type') not in MODEL_TYPES: return read(config, who, hub_id, source)
+    described = config.get('model_type') in MODEL_TYPES and not _mixed(config)
+    if not described: return _with_family(read(config, who, hub_id, source))
     known = _checked(config, who)
     kind,layers,heads = known['model_type'],known['num_hidden_layers'],known['num_attention_heads']
     if not known.get('head_dim') and known['hidden_size']%heads:
@@ -108,11 +129,10 @@ def from_config(
         head_dim=known.get('head_dim') or known['hidden_size']//heads,
         tie_word_embeddings=FAMILIES[kind].tied if tied is None else bool(tied),
         biases=_biases(known),
-        qk_norm=kind in ('qwen3', 'gemma3_text'), # of these families always
         max_position_embeddings=known.get('max_position_embeddings'),
         hub_id=hub_id, source=source, config=dict(config), block=_block(known),
         positions=known.get('max_position_embeddings', 2048)+2 if kind=='opt' else 0,
-        encoder_layers=layers if kind=='t5' else 0)
+        encoder_layers=layers if kind=='t5' else 0, eager=FAMILIES[kind].sinks, **_experts(known))
 
 # %% ../../nbs/facts/models.ipynb #f8c4a7d1
 DEMO = 'HuggingFaceTB/SmolLM2-135M-Instruct'

@@ -32,7 +32,7 @@ def planned_share(
 )->Share:
     "The share that loading will give"
     taken = [l for l in arch.linears if storage.takes(l)]
-    whole = sum(t.size for t in arch.tensors if t.group in ('linears', 'unquantised'))
+    whole = sum(t.size for t in arch.tensors if t.group in ('linears', 'unquantised', 'others'))
     each = [sum(prod(t.shape)*SIZE[t.dtype] for t in storage.tensors(l))*l.count for l in taken]
     return Share(sum(l.in_features*l.out_features*l.count for l in taken), whole, sum(each))
 

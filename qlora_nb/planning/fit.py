@@ -62,7 +62,7 @@ def peak(
 )->Peak:
     "The peak of a job"
     if engine not in ENGINES: raise QLoRAError(f"an engine is {' or '.join(ENGINES)}.", key='engine', value=engine, suggestion=nearest(engine, ENGINES))
-    if not job.arch.read: return _peak(alike(job), engine)
+    if job.arch.formula: return _peak(alike(job), engine)
     try: return _peak(alike(job), 'trace')
     except QLoRAError: raise
     except Exception as e: raise _untraceable(job, e) from e

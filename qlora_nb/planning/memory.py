@@ -115,7 +115,7 @@ def stored_terms(
 UPCASTS = dict( # What a stack casts to float32 after loading → groups of parameters
     none=('unquantised',),
     norms=('norms', 'unquantised'),
-    all=('embeddings', 'lm_head', 'norms', 'biases', 'positions', 'unquantised'))
+    all=('embeddings', 'lm_head', 'norms', 'biases', 'positions', 'unquantised', 'others'))
 
 def _rest(arch, dtype, upcast='none', left=0): # `left`: weights of experts that 8 bits do not take
     parts,dtypes = [(left, 'weights of experts', SIZE[dtype])],{}

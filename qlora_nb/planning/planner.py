@@ -81,7 +81,7 @@ def gpu_verdict(
 )->GPUVerdict:
     "Verdict, largest micro-batch, time and rental cost on one kind of GPU"
     f = fit(job, machine, own)
-    if job.arch.read: batch = None
+    if not job.arch.formula: batch = None
     else: batch = 0 if f.verdict=='no' and job.batch==1 else solve(job, 'batch', machine, own)
     return GPUVerdict(machine.device, f, batch, cost(job, machine.device, work, machine.gpus, pace))
 
@@ -150,11 +150,11 @@ class _Answers:
     @cached_property
     def gpu_verdicts(self): return _gpu_verdicts(self)
     @cached_property
-    def setting_changes(self): return [] if self.job.arch.read else setting_changes(self.job, self.machine)
+    def setting_changes(self): return setting_changes(self.job, self.machine) if self.job.arch.formula else []
     @cached_property
-    def largest(self): return {} if self.job.arch.read else {k: solve(self.job, k, self.machine, self.traced) for k in solved_for(self.job)}
+    def largest(self): return {k: solve(self.job, k, self.machine, self.traced) for k in solved_for(self.job)} if self.job.arch.formula else {}
     @cached_property
-    def suggestion(self): return None if self.job.arch.read else suggest(self.job, self.machine)
+    def suggestion(self): return suggest(self.job, self.machine) if self.job.arch.formula else None
     @cached_property
     def cost(self): return self.cost_of(self.option)
 
@@ -191,8 +191,8 @@ def _gpu_verdicts(p):
         here = d==p.device
         if p.machine.gpus>1 and d.kind not in ('cuda', 'rocm'): continue
         j = p.job if here else job_for(p.config, p.architecture, d, longest=p.work.longest, learned=p.job.learned)
-        same = here or bool(j.arch.read) and alike(j)==alike(p.job)
-        if p.architecture.read and not same: continue
+        same = here or not j.arch.formula and alike(j)==alike(p.job)
+        if not (p.architecture.formula or same): continue
         machine = p.machine if here else replace(p.machine, device=d, beside=None)
         out.append(gpu_verdict(j, machine, p.work, p.traced if same else None, p.paces if here else ()))
     return tuple(out)
@@ -236,7 +236,7 @@ DISAGREE = .03
 NO_FORMULA = 'traced, no formula'
 
 def _compared(formula, traced, arch):
-    if arch.read:
+    if not arch.formula:
         left_out = 'what depends on many sizes (largest settings, other settings, other methods, GPUs of another generation) is left out'
         return (f'{NO_FORMULA.capitalize()}: a step of the real {arch.model_type} class was run on tensors without data; {left_out}.',)
     if traced is None: return ()
@@ -277,7 +277,7 @@ def plan(
         check_share(planned_share(arch, asked.storage), asked.storage, arch.name, any(l.kind=='experts' for l in arch.linears))
         spread(peak(asked), asked, machine)
     except QLoRAError as e: raise _at(config, 'model', e) from e
-    if arch.read: engine = 'trace'
+    if not arch.formula: engine = 'trace'
     traced = peak(asked, 'trace') if engine=='trace' else None
     machine,measured = own_band(config.output.output_dir, machine, asked)
     options = [option(asked, machine, True, traced), *(option(job, machine) for job in others)]
@@ -289,7 +289,7 @@ def plan(
 def _jobs(config, arch, device, longest, learned):
     "The job of the config first; beside it full fine-tuning, and the other kind of base"
     asked = job_for(config, arch, device, longest=longest, learned=learned)
-    if arch.read: return [asked]
+    if not arch.formula: return [asked]
     if not asked.method.adapters: return [asked]
     more,quantised = [(FULL, None)],asked.storage.quantised
     other = asked.dtype if quantised else config.quantization.bnb_4bit_quant_type

@@ -59,7 +59,39 @@ def _joined(heap, x, shape): # Rows, heads, tokens, width of a head
     return op(heap, 'heads joined', [x], same,
         (rows, length, heads*width))
 
-def eager(heap, q, k, v, groups, mask, cuda):
+def _with_sinks(heap, x, sinks, cuda):
+    "The softmax of gpt-oss: of the scores below their highest, and of one more number for each head, which is then left out"
+    shape,given = x.shape,x.dtype
+    rows = *shape[:-1],1
+    wide = *shape[:-1],shape[-1]+1
+    trained = sinks.node is not None
+    heads = sinks.shape
+    def apart(gradient, saved):
+        dtype = gradient.dtype
+        first = Tensor(shape, dtype, gradient.store)
+        second = new(heap, 'gradient of the weight', heads, dtype) if trained else None
+        return [first, second]
+    def of_difference(gradient, saved):
+        dtype = gradient.dtype
+        scratch = new(heap, 'gradient, negated', wide, dtype)
+        second = new(heap, 'gradient of the highest', rows, dtype)
+        return [gradient, second]
+    def of_shares(gradient, saved):
+        dtype = gradient.dtype
+        scratch = new(heap, 'gradient times softmax', wide, dtype) if cuda else None
+        return [new(heap, 'gradient of the scores', wide, dtype)]
+    x = op(heap, 'scores and sinks', [x, sinks], apart,
+        wide, widest(x, sinks))
+    places = new(heap, 'places of the highest', rows, 'int64')
+    highest = op(heap, 'highest scores', [x], 'gradient of the scores',
+        rows, save=[places])
+    x = op(heap, 'scores below the highest', [x, highest], of_difference)
+    shares = op(heap, 'softmax', [x], of_shares)
+    keep_output(heap, shares)
+    shares = op(heap, '', [shares], 'gradient of the shares', shape, view=True)
+    return cast(heap, shares, given),x # The function names both to its end
+
+def eager(heap, q, k, v, groups, mask, cuda, sinks=None):
     "Output and attention weights"
     rows,heads,length,_ = q.shape
     table,strided = (rows, heads, length, length),groups==1
@@ -67,7 +99,8 @@ def eager(heap, q, k, v, groups, mask, cuda):
     shares = scale(heap, _matmul(heap, _flat(heap, q), _flat(heap, k, strided), table, 'scores'), 'scaled scores')
     shares = op(heap, 'masked scores', [shares], same,
         dtype=widest(shares, mask))
-    shares = _softmax(heap, shares, cuda)
+    if sinks: shares,named = _with_sinks(heap, shares, sinks, cuda)
+    else: shares = _softmax(heap, shares, cuda)
     out = _matmul(heap, shares, _flat(heap, v, strided),
         q.shape, 'weighted values')
     return _joined(heap, out, q.shape),shares

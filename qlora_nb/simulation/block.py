@@ -9,6 +9,7 @@ __all__ = ['Step', 'layer_weights', 'project', 'normed', 'checkpointed']
 from .attention import eager, efficient, flash, plain, rotate
 from .layers import activation, add, by_magnitude, cast, clone, dropout, layer_norm
 from .layers import linear, linear4, linear8, mul, rms_norm, scale
+from .mixture import mixture
 from .tensors import Frame, Heap, Leaf, Tensor, backward, call, link, new, op, parameter
 
 # %% ../../nbs/simulation/block.ipynb #5a07aeb2
@@ -32,7 +33,11 @@ class Step:
     def cast(self, x, dtype): return cast(self.heap, x, dtype)
     def add(self, a, b): return add(self.heap, a, b)
     def scale(self, x): return scale(self.heap, x)
-    def clone(self, x): return clone(self.heap, x)
+    def clone(self, x):
+        "A copy in place of a tensor that nobody names any more"
+        copy = clone(self.heap, x)
+        x.store = None
+        return copy
     def dropout(self, x, share): return dropout(self.heap, x, share, self.cuda)
     def linear(self, x, weight, name): return linear(self.heap, x, weight, None, name)
     def by_magnitude(self, x, magnitude): return by_magnitude(self.heap, x, magnitude)
@@ -42,6 +47,7 @@ def layer_weights(step):
     "The parameters of one layer, those of the method among them"
     arch,job,weights = step.arch,step.job,{}
     for l in arch.linears:
+        if l.kind=='other': continue
         shape = l.out_features,l.in_features
         weights[l.name] = parameter(shape, job.dtype, step.full)
         if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
@@ -50,7 +56,19 @@ def layer_weights(step):
     widths = dict.fromkeys(arch.family.norms, arch.hidden_size)
     widths |= dict(q_norm=arch.head_dim, k_norm=arch.head_dim)
     for name,width in widths.items(): weights[name] = parameter((width,), step.norm, step.full)
-    return weights
+    if arch.family.sinks: weights['sinks'] = parameter((arch.num_attention_heads,), step.rest, step.full)
+    return weights | _of_experts(step)
+
+def _of_experts(step):
+    "Router and biases"
+    family,experts = step.arch.family,step.arch.experts
+    if not family.router: return {}
+    number,size = experts.number,experts.size
+    shapes = {family.router: (number, step.arch.hidden_size)}
+    if family.expert_biases:
+        shapes |= {f'{family.router}.bias': (number,), 'experts.gate_up_proj_bias': (number, 2*size)}
+        shapes |= {'experts.down_proj_bias': (number, step.arch.hidden_size)}
+    return {name: parameter(shape, step.rest, step.full) for name,shape in shapes.items()}
 
 # %% ../../nbs/simulation/block.ipynb #41536fae
 def _changed(step, weights, name, x, y):
@@ -80,8 +98,8 @@ def project(step, weights, name, x):
 def normed(step, weight, x):
     "The norm of the family"
     if step.arch.family.layer_norm: return layer_norm(step.heap, x, weight)
-    plus_one = step.arch.model_type.startswith('gemma')
-    return rms_norm(step.heap, x, weight, plus_one)
+    family = step.arch.family
+    return rms_norm(step.heap, x, weight, family.one_plus, family.late_weight)
 
 def _kernel(step, dtype, groups):
     "Which attention code runs; Falcon leaves its one key head to be broadcast, which only the plain code does"
@@ -103,9 +121,9 @@ def _queries_keys_values(step, weights, x):
         shapes = whole,shared,shared
         return _parts(step, joined, shapes)
     q = call(project, step, weights, names[0], x).view(whole)
-    if arch.qk_norm: q = call(normed, step, weights['q_norm'], q)
+    if arch.family.qk_norm: q = call(normed, step, weights['q_norm'], q)
     k = call(project, step, weights, names[1], x).view(shared)
-    if arch.qk_norm: k = call(normed, step, weights['k_norm'], k)
+    if arch.family.qk_norm: k = call(normed, step, weights['k_norm'], k)
     v = call(project, step, weights, names[2], x).view(shared)
     return [q, k, v]
 
@@ -113,10 +131,17 @@ def _parts(step, y, shapes): # Views of one tensor
     return [op(step.heap, '', [y], 'gradient of a part', shape, view=True) for shape in shapes]
 
 # %% ../../nbs/simulation/block.ipynb #30e43952
+def _interleaved(step):
+    "Cosines and sines for the half of a head that GLM rotates"
+    half = step.job.length,step.arch.head_dim//2
+    tables = new(step.heap, 'cos and sin, interleaved', (2, *half), step.cos.dtype)
+    return Tensor((1, *half), step.cos.dtype, tables.store)
+
 def _rotated(step, q, k):
     if step.arch.positions: return q,k
-    q = rotate(step.heap, q, step.cos)
-    k = rotate(step.heap, k, step.cos)
+    cos = _interleaved(step) if step.arch.family.interleaved else step.cos
+    q = rotate(step.heap, q, cos)
+    k = rotate(step.heap, k, cos)
     return q,k
 
 # %% ../../nbs/simulation/block.ipynb #7ad4b99e
@@ -128,17 +153,19 @@ def _attention(step, weights, x):
     q,k = call(_rotated, step, q, k)
     heap.at = 'attention'
     kernel = _kernel(step, q.dtype, groups)
-    if kernel=='eager': out,table = call(eager, heap, q, k, v, groups, step.mask, step.cuda)
+    sinks = weights['sinks'] if arch.family.sinks else None
+    if kernel=='eager': out,table = call(eager, heap, q, k, v, groups, step.masks[0], step.cuda, sinks)
     elif kernel=='flash':
         joined = step.job.attention=='sdpa' and arch.family.rotary_joined
         out = call(flash, heap, q, k, v, groups, step.job.dtype, joined)
     else:
         code = plain if kernel=='math' else efficient
         out = call(code, heap, q, k, v, groups)
-    return call(project, step, weights, arch.family.out, out)
+    return call(project, step, weights, arch.family.out, out),table
 
 def _mlp(step, weights, x):
     heap,family = step.heap,step.arch.family
+    if family.router: return mixture(step, weights, x)
     gate = call(project, step, weights, family.mlp[0], x)
     heap.at = 'mlp'
     if not family.gated:
@@ -152,10 +179,11 @@ def _mlp(step, weights, x):
         active = activation(heap, gate, family.activation)
     else:
         active = activation(heap, gate, family.activation)
+        del gate
         up = call(project, step, weights, family.mlp[1], x)
     heap.at = 'mlp'
     product = mul(heap, active, up)
-    del active,up,gate
+    del active,up
     return call(project, step, weights, family.mlp[-1], product)
 
 # %% ../../nbs/simulation/block.ipynb #d1d071c9
@@ -166,7 +194,7 @@ def _norm(step, weights, name, x):
 def _onto(step, x, y):
     "Granite scales what it adds to the residual stream"
     step.heap.at = 'residual stream'
-    if step.arch.model_type=='granite': y = scale(step.heap, y)
+    if 'residual' in step.arch.family.scaled: y = scale(step.heap, y)
     return add(step.heap, x, y, 'hidden states')
 
 # %% ../../nbs/simulation/block.ipynb #a1007c5a
@@ -174,14 +202,14 @@ def _side_by_side(step, weights, x):
     norms,before = step.arch.family.norms,x
     y = _norm(step, weights, norms[0], x)
     z = _norm(step, weights, norms[1], x) if len(norms)>1 else y
-    y = call(_attention, step, weights, y)
+    y,table = call(_attention, step, weights, y)
     z = call(_mlp, step, weights, z)
     return _onto(step, before, add(step.heap, y, z))
 
 def _one_after_the_other(step, weights, x):
     norms,before = step.arch.family.norms,x
     x = _norm(step, weights, norms[0], x)
-    x = call(_attention, step, weights, x)
+    x,table = call(_attention, step, weights, x) # The layer names the table to its end
     if len(norms)==4: x = _norm(step, weights, norms[1], x)
     before = x = _onto(step, before, x)
     second = norms[2 if len(norms)==4 else 1]

@@ -94,6 +94,9 @@ class Job:
     capability: tuple = (8, 0) # Of the GPU; the flash kernel needs 8.0, and the work space of cuBLAS grows at 9.0
     stack: Stack = STACKS['qlora_nb'] # The code around the model
 
+    def __post_init__(self):
+        if self.arch.eager and self.attention=='sdpa': object.__setattr__(self, 'attention', 'eager') # As the model will be loaded
+
     @property
     def tokens(self): return self.batch*self.length
     @property

@@ -151,8 +151,8 @@ def _rsqrt(heap, x):
     return root,mean
 
 # %% ../../nbs/simulation/layers.ipynb #82256320
-def rms_norm(heap, x, weight, plus_one=False):
-    "Gemma multiplies by one plus the weight, in float32"
+def rms_norm(heap, x, weight, plus_one=False, late=False):
+    "Gemma multiplies by one plus the weight, in float32; `late`: the weight comes before the dtype of the input is restored"
     given,wide = x.dtype,x.shape
     x = cast(heap, x, 'float32')
     def of_product(gradient, saved):
@@ -161,6 +161,7 @@ def rms_norm(heap, x, weight, plus_one=False):
         return [out, new(heap, 'gradient of rsqrt', (*wide[:-1], 1), 'float32')]
     root,mean = _rsqrt(heap, x)
     y = op(heap, 'normalised', [x, root], of_product, save=[x, root])
+    if late: return cast(heap, _scaled(heap, y, weight), given)
     if not plus_one: return _scaled(heap, cast(heap, y, given), weight)
     factor = op(heap, 'one plus weight', [weight], same, dtype='float32')
     return cast(heap, _scaled(heap, y, factor), given)

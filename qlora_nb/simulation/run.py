@@ -10,7 +10,7 @@ import contextlib
 
 from ..facts.skeleton import decoder_path
 from .fake import adapted, base_model, cuda_layers, load, optimizer, tag_state, upcast
-from .kernels import attention, autocast_answered, rebound, rules
+from .kernels import attention, autocast_answered, experts_answered, rebound, rules
 from .allocator import Log, tracker
 from ..tasks.loss import trained_loss
 
@@ -36,7 +36,7 @@ def _shifted(job, model, ids, labels):
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
     logits = model(input_ids=ids).logits
     hook.remove()
-    if job.arch.model_type=='granite': logits = logits.float()
+    if 'logits' in job.arch.family.scaled: logits = logits.float()
     whole = logits.float()
     shifted = whole[..., :-1, :].contiguous()
     loss = torch.nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]),
@@ -120,7 +120,7 @@ def run(job, layers)->Log:
     model = adapted(job, base)
     if job.device=='cuda': cuda_layers(model)
     if job.stack.loss=='fused': fused_head(job, base)
-    with FakeTensorMode(allow_non_fake_inputs=True), tr, attention(job, base, tr), autocast_answered(job):
+    with FakeTensorMode(allow_non_fake_inputs=True), tr, attention(job, base, tr), autocast_answered(job), experts_answered(job):
         log.mark('load')
         if job.device=='cuda': log.alloc(2*_cublas(job), 'workspace')
         load(job, model, tr)

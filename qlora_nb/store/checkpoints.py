@@ -50,12 +50,13 @@ def latest(folder)->tuple: # Folder or None, and a sentence for each that was pa
 # %% ../../nbs/store/checkpoints.ipynb #28674cc1
 def events(folder)->list: # Dicts
     "The events of a run, oldest first"
-    try: lines = (Path(folder)/'events.jsonl').read_text().splitlines()
+    try: lines = (Path(folder)/'events.jsonl').read_text(errors='replace').splitlines()
     except OSError: return []
     found = []
     for line in lines:
-        try: found.append(json.loads(line))
+        try: event = json.loads(line)
         except ValueError: continue
+        if isinstance(event, dict) and {'event', 'step'}<=event.keys(): found.append(event)
     return found
 
 # %% ../../nbs/store/checkpoints.ipynb #9832edb2

@@ -84,6 +84,7 @@ def flaw(
     "What is wrong with a checkpoint"
     try: sums = json.loads((Path(folder)/SEAL).read_text())
     except (OSError, ValueError): return 'it was not written to its end'
+    if not isinstance(sums, dict) or not sums or not all(isinstance(o, list) and len(o)==2 for o in sums.values()): return f'its {SEAL} is damaged'
     for name,(size,digest) in sums.items():
         file = Path(folder)/name
         if not file.is_file(): return f'{name} is missing'

@@ -23,8 +23,9 @@ SIGN_EVERY,GONE_AFTER = 20.,300. # Seconds, where there are no locks: a sign of 
 def _alive(owner, quiet):
     "Whether the process named in a lock file may still run; `quiet`: seconds since its last sign of life"
     import psutil
-    if owner.get('host')!=socket.gethostname(): return quiet<GONE_AFTER
-    return psutil.pid_exists(owner.get('pid', -1))
+    pid = owner.get('pid')
+    known = isinstance(pid, int) and 0<pid<2**31
+    return psutil.pid_exists(pid) if known and owner.get('host')==socket.gethostname() else quiet<GONE_AFTER
 
 def _flock(handle):
     "True: locked; False: locked by another; None: this file system has no locks"
@@ -60,8 +61,12 @@ class Lock:
             self.drop(keep=True)
             raise QLoRAError(f'{folder} is in use by {_user(owner)}: stop that run first. {_remedy(owner, locked, self.path)}')
         mine = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
-        os.ftruncate(self.handle, 0)
-        os.write(self.handle, json.dumps(mine).encode())
+        try:
+            os.ftruncate(self.handle, 0)
+            os.write(self.handle, json.dumps(mine).encode())
+        except OSError as e:
+            self.drop()
+            raise QLoRAError(f'{folder} cannot be written to: {e.strerror}', key='output.output_dir', value=str(folder)) from e
         _held_here.add(self)
         if locked is None: Thread(target=self._sign, args=(self.handle,), daemon=True).start()
         return self
@@ -75,8 +80,9 @@ class Lock:
 
     def _owner(self):
         "What the process that has it, or had it, wrote"
-        try: return json.loads(os.pread(self.handle, 1000, 0) or b'{}')
-        except (OSError, ValueError): return {}
+        try: found = json.loads(os.pread(self.handle, 1000, 0) or b'{}')
+        except (OSError, ValueError): found = {'pid': '?'}
+        return found if isinstance(found, dict) else {'pid': '?'}
 
     def drop(self,
         keep:bool=False # Leave what is written in the file
@@ -167,7 +173,7 @@ def state_of(
 # %% ../../nbs/store/folder.ipynb #efdf57b0
 def run_folders(output_dir)->list: # Newest first
     "The run folders under a folder"
-    found = [p.parent for p in Path(output_dir).expanduser().absolute().glob('*/run.json')]
+    found = [p.parent for p in Path(output_dir).expanduser().absolute().glob('[!.]*/run.json')]
     return sorted(found, key=_written, reverse=True)
 
 def _written(folder): return (folder/'run.json').stat().st_mtime
@@ -179,6 +185,9 @@ def _fetched(name, output_dir, mirror_dir, away):
     copy = next((p for p in away if p.name==name or not name), None)
     if copy is None: return None
     back = Path(output_dir).expanduser().absolute()/copy.name
+    if back.exists():
+        message = f'{back} is there, but is no whole run: it lacks config.yaml or run.json. Rename it, and the copy in {copy} is fetched'
+        raise QLoRAError(message, key='--resume', value=str(back))
     copy_whole(copy, back)
     return back
 
@@ -191,7 +200,7 @@ def find_run(
     "The folder of a run, as an absolute path"
     for place in (Path(name).expanduser(), Path(output_dir).expanduser()/name) if name else ():
         if (place/'config.yaml').is_file(): return place.absolute()
-    here = run_folders(output_dir)
+    here = [p for p in run_folders(output_dir) if (p/'config.yaml').is_file()]
     if not name and here: return here[0]
     away = run_folders(mirror_dir) if mirror_dir and not on_hub(mirror_dir) else []
     if back := _fetched(name, output_dir, mirror_dir, away): return back

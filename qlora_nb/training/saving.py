@@ -20,6 +20,7 @@ def why_unwritten(folder, e)->str:
     "Why something could not be written under `folder`, in a few words"
     lines = str(e).strip().splitlines() or [type(e).__name__]
     full = getattr(e, 'errno', None)==errno.ENOSPC or 'No space left' in str(e)
+    if not Path(folder).is_dir(): return 'its folder was moved or deleted while it trained'
     if full or shutil.disk_usage(folder).free<2**20: return 'the disk is full'
     return lines[0][:160]
 
@@ -39,7 +40,7 @@ def copy_to_mirror(run):
     place = run.config.output.mirror_dir
     if not place: return
     try: mirror(run.folder, place)
-    except (OSError, QLoRAError) as e: run.note(f'the copy in {place} is behind: {getattr(e, "strerror", "") or e}')
+    except (OSError, ValueError, QLoRAError) as e: run.note(f'the copy in {place} is behind: {(getattr(e, "strerror", "") or str(e))[:200]}')
 
 # %% ../../nbs/training/saving.ipynb #5f36a9b0
 PROGRESS = 'progress.json'
@@ -79,6 +80,7 @@ class Saving:
         "Write beside, seal, rename; then let go of the oldest"
         run = self.run
         beside = run.folder/'.saving'/target.name
+        if not (run.folder/'run.json').is_file(): raise FileNotFoundError('its folder was moved or deleted while it trained')
         if not flaw(target): return
         shutil.rmtree(beside.parent, ignore_errors=True)
         self.state.log_history = [log for log in self.state.log_history if log['step']==self.state.global_step]

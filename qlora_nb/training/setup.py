@@ -157,7 +157,7 @@ def check_changes(run, space=None):
     rows,validation,config = run.data.train.dataset,run.data.validation,run.config
     data = dict(train=fingerprint(rows), rows=len(rows), validation=validation and fingerprint(validation.dataset))
     weights = weights_id(model_source(config.model), config.revision)
-    run.facts = dict(resolved=config.flat, fingerprint=config.fingerprint, versions=versions(), kinds=config.kinds, data=data,
+    run.facts |= dict(resolved=config.flat, fingerprint=config.fingerprint, versions=versions(), kinds=config.kinds, data=data,
         weights=weights, device=f'{run.device.kind}: {run.device.name}', compute=run.precision.compute, planned=run.memory.planned)
     if not run.resumed: return write_about(run.folder, **run.facts, status='loading')
     was,training = read_about(run.folder),config.training
@@ -170,6 +170,7 @@ def take_up(run):
     progress,step = read_progress(run.resumed),step_of(run.resumed)
     run.untouched = False
     rewind(run.folder, step, progress['owed'])
+    write_whole(run.folder/'config.yaml', run.facts.pop('config'))
     write_about(run.folder, **run.facts, status='loading')
     run.losses,run.evals = curves(run.folder)
     run.samples = [(e['step'], e['answers']) for e in events(run.folder) if e['event']=='sample']

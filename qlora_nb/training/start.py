@@ -18,7 +18,7 @@ from ..errors import VARIABLES, QLoRAError, expect
 from ..quiet import quiet
 from ..render import page
 from ..store.checkpoints import checkpoints, latest
-from ..store.folder import find_run, go_on, read_about, versions, write_about
+from ..store.folder import Lock, find_run, go_on, read_about, versions, write_about
 from ..store.secrets import redact
 from ..store.files import flaw, write_whole
 from ..store.mirror import catch_up, names_at
@@ -96,7 +96,7 @@ def leave(run):
         write_whole(run.folder/'report.html', redact(html))
         write_whole(run.folder/'report.md', redact(run_text(run)+'\n'))
         copy_to_mirror(run)
-    except OSError as e: run.note(f'the report could not be written: {e.strerror}')
+    except (OSError, ValueError, QLoRAError) as e: run.note(f'the report could not be written: {why_unwritten(run.folder, e)}')
 
 # %% ../../nbs/training/start.ipynb #dbb7e307
 _current = []
@@ -144,6 +144,8 @@ def new_run(
     except OSError as e:
         message = f'{run.folder} cannot be written to: {why_unwritten(run.folder, e)}'
         raise QLoRAError(message, key='output.output_dir', value=str(run.folder)) from e
+    finally:
+        if not (run.folder/'run.json').is_file(): run.lock.drop()
     return run
 
 # %% ../../nbs/training/start.ipynb #ee3f71ee
@@ -221,15 +223,20 @@ def old_run(
     if config is not None: config = as_config(config)
     if config: output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
     folder = find_run(name, output_dir, mirror_dir)
+    lock = Lock(folder).take()
+    try: further = catch_up(folder, mirror_dir or written(folder).output.mirror_dir)
+    finally: lock.drop()
     _trusted(folder, config)
-    further = catch_up(folder, mirror_dir or written(folder).output.mirror_dir)
     about = read_about(folder)
-    run = Run(config_of(folder, about, config, extend, micro_batch), folder, untouched=True, notes=further)
-    try: _find_checkpoint(run, about, extend)
+    today = config_of(folder, about, config, extend, micro_batch)
+    run = Run(today, folder, untouched=True, notes=further)
+    try:
+        _find_checkpoint(run, about, extend)
+        run.checkpoints = [p.name for p in checkpoints(folder)]
     except BaseException:
         run.lock.drop()
         raise
-    run.checkpoints = [p.name for p in checkpoints(folder)]
+    run.facts = dict(id=about.get('id') or uuid.uuid4().hex, cell=config.to_yaml() if config else about['cell'], config=today.to_yaml())
     return run
 
 def _trusted(folder, cell):

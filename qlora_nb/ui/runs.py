@@ -48,7 +48,7 @@ def record(
     step = losses[-1][0] if losses else 0
     names = [p.name for p in checkpoints(folder)]
     return Record(folder, folder.name, state_of(folder, about), step, about.get('total'), losses, evals, names, size,
-        (folder/'run.json').stat().st_mtime, about.get('resolved', {}))
+        (folder/'run.json').stat().st_mtime, dict(about.get('resolved', {})))
 
 # %% ../../nbs/ui/runs.ipynb #f9abab08
 def _differ(records):
@@ -116,4 +116,5 @@ def runs(
     for folder in found:
         try: good.append(record(folder))
         except QLoRAError as e: said.append(str(e))
+        except Exception as e: said.append(f'{folder} cannot be read ({type(e).__name__}: {str(e)[:100]})')
     return Runs(good, said+list(filter(None, map(complete_copy, good))))
