@@ -20,9 +20,9 @@ KINDS = ('community', 'secure', 'spot', 'hyperscaler', 'subscription', 'on-deman
 
 def test_every_gpu_has_a_source_and_a_date():
     for g in ENTRIES:
-        assert g['date'] and g['source'] and g['spec'] and (g['tflops'] is None or 'http' in g['spec'] or 'survey' in g['spec'])
-        assert bool(g.get('rates'))==bool(g.get('measured_tflops')) and ('http' in g.get('rates', 'http') or 'survey' in g['rates'])
-        for p in g['prices']: assert p['page'].startswith(('https://', 'quoted in')) and '2026-01-01'<p['date']<=g['date'] and 0<p['usd']<30 and p['kind'] in KINDS
+        assert g['date'] and g['source'] and g['spec'] and (g['tflops'] is None or 'http' in g['spec'] or 'read on' in g['spec'])
+        assert bool(g.get('rates'))==bool(g.get('measured_tflops')) and ('http' in g.get('rates', 'http') or 'read on' in g['rates'])
+        for p in g['prices']: assert p['page'].startswith(('https://', 'read on')) and '2026-01-01'<p['date']<=g['date'] and 0<p['usd']<30 and p['kind'] in KINDS
     for d in gpus(): assert gpu(d.name)==d and (d.memory is None or 5*GiB<d.memory<300*GiB)
     for d in gpus():
         if d.kind=='cuda': assert d.bf16==(d.capability>=(8, 0))

@@ -344,3 +344,31 @@ def test_a_copy_inside_the_run_is_refused_and_odd_places_end_no_run(folder, tmp_
     text = mirrored(folder, tmp_path/'out', tmp_path/'drive', max_steps=1)
     two = train(text, ROWS, name='two')
     assert two.status=='finished' and two.name=='two-2' and runs(tmp_path/'out').records
+
+@pytest.mark.parametrize('change,said', [(dict(cell=None), 'lacks cell'), (dict(status=5), 'lacks status'), (dict(total='9'), 'lacks total'),
+    (dict(steps_per_epoch=None), 'lacks steps_per_epoch'), (dict(data=[]), 'lacks data'), (dict(resolved=[1]), 'lacks resolved'),
+    (dict(versions=None), 'lacks versions'), (dict(cell='a: ['), 'the cell in .*run.json is not the config of a run')])
+def test_odd_facts_of_a_run_are_one_line(folder, tmp_path, change, said):
+    text = cell(folder, tmp_path, max_steps=4)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(1, stop))
+    (run.folder/'run.json').write_text(json.dumps(read_about(run.folder) | change))
+    before = bytes_of(run.folder)
+    for extend in ('', '3'):
+        with pytest.raises(QLoRAError, match=said) as e: resume(str(run.folder), text, ROWS, extend=extend)
+        assert len(str(e.value).splitlines())==1
+    assert bytes_of(run.folder)==before
+    Lock(run.folder).take().drop()
+
+def test_an_odd_config_of_a_run_is_one_line(folder, tmp_path):
+    text = cell(folder, tmp_path, max_steps=4)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(1, stop))
+    for content,said in ((b'\xff\xfe\x00', 'config.yaml cannot be read'), (b'a: [', 'config.yaml is not the config of a run')):
+        (run.folder/'config.yaml').write_bytes(content)
+        with pytest.raises(QLoRAError, match=said): resume(str(run.folder), text, ROWS)
+    with pytest.raises(QLoRAError, match='--micro-batch: a step has 4 rows'): resume(str(train(text, ROWS, name='b', on_change=tiny.at_step(1, stop)).folder), text, ROWS, micro_batch=0)
+
+def test_a_damaged_run_json_ends_no_training(folder, tmp_path):
+    "More steps than the pace of a run is measured over"
+    text = cell(folder, tmp_path, max_steps=25, preflight='false')
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(3, lambda run: (run.folder/'run.json').write_text('{')))
+    assert run.step==25 and any('report could not be written' in n for n in run.notes)

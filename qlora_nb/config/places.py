@@ -24,7 +24,7 @@ def is_there(value)->bool: # A name, several, a pattern, or None
     return bool(value) and all(glob.glob(os.path.expanduser(name)) for name in _names(value))
 
 # %% ../../nbs/config/places.ipynb #fb178891
-def _absolute(name): return str(Path(name).expanduser().absolute())
+def _absolute(name): return str(Path(os.path.expanduser(name)).absolute())
 
 def _rooted(key, name, namespace):
     if key in WRITTEN: return name if on_hub(name) else _absolute(name)

@@ -51,12 +51,13 @@ class Session:
     date: str # And when
 
 _FAQ = 'https://github.com/api-evangelist/google-colab, rate-limits, which names https://research.google.com/colaboratory/faq.html'
+_KAGGLE = 'https://huggingface.co/datasets/John6666/knowledge_base_md_for_rag_1, kaggle_20251121.md at 0589f84'
 _UNITS = ('L4', 'A100 40GB', 'A100 80GB', 'H100 80GB', 'RTX PRO 6000 Blackwell')
 
 SESSIONS = (
     Session('Colab', ('T4',), 12, 'free', _FAQ, '2026-05-05'),
     Session('Colab', _UNITS, 12, 'subscription: compute units at $0.10, blog of March 2026', _FAQ, '2026-05-05'),
-    Session('Kaggle', ('T4', 'P100'), 12, 'free, about 30 h a week', 'a survey of 26 November 2026', '2025-11-30'))
+    Session('Kaggle', ('T4', 'P100'), 12, 'free, about 30 h a week', _KAGGLE, '2025-11-21'))
 
 def session_notes(
     device:Device, # Where a run is planned

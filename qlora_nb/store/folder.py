@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from ..errors import QLoRAError, listed, nearest
 from .files import copy_whole, write_whole
-from .mirror import on_hub, pull
+from .mirror import no_folder_at, on_hub, pull
 from .secrets import redact_texts
 
 # %% ../../nbs/store/folder.ipynb #a0113db7
@@ -185,9 +185,7 @@ def _fetched(name, output_dir, mirror_dir, away):
     copy = next((p for p in away if p.name==name or not name), None)
     if copy is None: return None
     back = Path(output_dir).expanduser().absolute()/copy.name
-    if back.exists():
-        message = f'{back} is there, but is no whole run: it lacks config.yaml or run.json. Rename it, and the copy in {copy} is fetched'
-        raise QLoRAError(message, key='--resume', value=str(back))
+    no_folder_at(back, copy)
     copy_whole(copy, back)
     return back
 
@@ -206,7 +204,8 @@ def find_run(
     if back := _fetched(name, output_dir, mirror_dir, away): return back
     names = [p.name for p in here+away]
     also = f' or {mirror_dir}' if mirror_dir else ''
-    if not names: raise QLoRAError(f'there are no runs in {output_dir}{also}', value=name)
+    elsewhere = '' if mirror_dir else '. A copy elsewhere is found once the config cell names its output.mirror_dir'
+    if not names: raise QLoRAError(f'there are no runs in {output_dir}{also}{elsewhere}', value=name)
     raise QLoRAError(f'no run {name!r} in {output_dir}; there are {listed(names, 8)}.', value=name, suggestion=nearest(name, names))
 
 # %% ../../nbs/store/folder.ipynb #3db0ea45

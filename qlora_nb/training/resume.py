@@ -212,13 +212,20 @@ def extension(
     return (float(read[1]) if unit=='epochs' else int(read[1])),unit
 
 # %% ../../nbs/training/resume.ipynb #afc489c8
+def _parsed(text, where):
+    "A config that was saved; its lines are none of the person's cell"
+    try: return parse(text)
+    except QLoRAError as e: raise QLoRAError(f'{where} is not the config of a run: {e.lines[-1].strip()}') from e
+
 def written(
     folder # Run folder
 ): # Config
     "The config that a run was begun with, whose method is to be known in this kernel"
-    text = (Path(folder)/'config.yaml').read_text()
+    path = Path(folder)/'config.yaml'
+    try: text = path.read_text()
+    except (OSError, ValueError) as e: raise QLoRAError(f'{path} cannot be read: {e}') from e
     method = re.search(r'(?m)^method: *(\w+)', text)
-    if not method or method[1] in METHODS: return parse(text)
+    if not method or method[1] in METHODS: return _parsed(text, path)
     way_out = 'run the notebook or import the module that registers it, then resume'
     raise QLoRAError(f'{Path(folder).name} trains with method {method[1]}, which is not known in this kernel: {way_out}', key='method', value=method[1])
 
@@ -231,13 +238,13 @@ def config_of(
     micro_batch:int|None=None # As for `start.old_run`
 ): # Config
     "The config that a run is resumed with"
-    then = parse(about['cell'])
+    then = _parsed(about['cell'], f'the cell in {folder}/run.json')
     config = found_again(written(folder), then)
     if cell is not None: config = merged(config, then, cell)
     config = rooted(config, [p.stem for p in (folder/'data').glob('*.parquet')])
     changes = {}
     if extend: changes |= {'training.max_steps': about['total']+_more_steps(extend, about), 'training.num_train_epochs': None}
-    if micro_batch: changes |= _split(config.training, micro_batch)
+    if micro_batch is not None: changes |= _split(config.training, micro_batch)
     return config.with_(**changes) if changes else config
 
 def _more_steps(extend, about):
@@ -246,7 +253,7 @@ def _more_steps(extend, about):
 
 def _split(training, micro_batch):
     rows = training.per_device_train_batch_size*training.gradient_accumulation_steps
-    if rows%micro_batch:
+    if micro_batch<1 or rows%micro_batch:
         message = f'a step has {rows} rows, which micro-batches of {micro_batch} do not divide'
         raise QLoRAError(message, key='--micro-batch', value=micro_batch)
     return {'training.per_device_train_batch_size': micro_batch, 'training.gradient_accumulation_steps': rows//micro_batch}

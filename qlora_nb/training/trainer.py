@@ -22,8 +22,8 @@ from ..store.folder import go_on, write_about
 from ..tasks.causal_lm import CAUSAL_LM
 from ..tasks.loss import plain_head, trained_loss
 from .draws import Draws, put_back_after
-from qlora_nb.training.guard import (chance, curve_words, is_oom, oom_words, own_overrides, put_back, release, remedy, reuse_managed, set_aside,
-    smaller)
+from .guard import chance, curve_words, is_oom, oom_words, put_back, release, remedy, smaller
+from .guard import own_overrides, reuse_managed, set_aside
 from .loading import upcast_adapters
 from .resume import Changes
 from .run import Abandoned, Cut

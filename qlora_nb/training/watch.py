@@ -261,7 +261,7 @@ def write_pace(run, timed):
     job = run.plan.job.changed(batch=max(1, round(rows/passes)), length=max(1, round(tokens/rows)))
     step = step_time(job, run.device)
     pace = Pace(pace_key(job), tokens/passes, seconds/passes, len(timed), step and step.seconds)
-    with suppress(OSError): write_about(run.folder, pace=dict(asdict(pace), device=run.device.name))
+    with suppress(OSError, QLoRAError): write_about(run.folder, pace=dict(asdict(pace), device=run.device.name))
 
 # %% ../../nbs/training/watch.ipynb #67fdabe4
 def sample(run):

@@ -151,7 +151,7 @@ class TrainMagics(Notebook):
         folder = self.output_dir or 'runs'
         if args.resume is not None and args.max_steps: raise QLoRAError(NO_MAX_STEPS.format(name=args.resume or 'NAME'), key='%qlora_train')
         if args.resume is not None: return old_run(args.resume, self.config_cell, args.extend, args.micro_batch, folder)
-        if args.extend or args.micro_batch: raise self._needs_resume(args)
+        if args.extend or args.micro_batch is not None: raise self._needs_resume(args)
         return new_run(self.needs_config(), args.name, args.max_steps, self.shell.user_ns)
 
     def _needs_resume(self, args):
