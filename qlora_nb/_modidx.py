@@ -1129,6 +1129,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'qlora_nb.planning.page._method_row': ( 'planning/page.html#_method_row',
                                                                                 'qlora_nb/planning/page.py'),
                                         'qlora_nb.planning.page._signed': ('planning/page.html#_signed', 'qlora_nb/planning/page.py'),
+                                        'qlora_nb.planning.page._span': ('planning/page.html#_span', 'qlora_nb/planning/page.py'),
                                         'qlora_nb.planning.page._word': ('planning/page.html#_word', 'qlora_nb/planning/page.py'),
                                         'qlora_nb.planning.page.band': ('planning/page.html#band', 'qlora_nb/planning/page.py'),
                                         'qlora_nb.planning.page.gpu_rows': ('planning/page.html#gpu_rows', 'qlora_nb/planning/page.py'),

@@ -22,6 +22,11 @@ def band(pair)->str: # Bytes, low and high
     low,high = map(fmt_bytes, pair)
     return low if pair[0]==pair[1] else f'{low} to {high}'
 
+def _span(pair):
+    "The same for a table: the unit once, where it is one"
+    (low,unit),(high,same) = (fmt_bytes(n).split() for n in pair)
+    return f'{low}–{high} {unit}' if unit==same and low!=high else band(pair)
+
 def _signed(n, unit=None, plus=''):
     if n is None: return ''
     return ('−' if n<0 else plus)+(fmt_bytes(abs(n), unit) if unit else fmt_bytes(abs(n)))
@@ -80,7 +85,7 @@ def _method_row(option, time, binary, decimal):
     budget,fit = option.budget,option.fit
     share = f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})'
     kept = fmt_bytes(budget.total, binary),f'({fmt_bytes(budget.total, decimal)})'
-    peak = fmt_bytes(fit.tensors, binary),band(fit.device)
+    peak = fmt_bytes(fit.tensors, binary),_span(fit.device)
     return option.name+' ◀ this config'*option.asked,SAID[fit.verdict],*kept,*peak,time,share
 
 # %% ../../nbs/planning/page.ipynb #39c65083

@@ -84,11 +84,11 @@ def _verdict(v):
     return Markup(tag('span', SAID[v], cls=colour))
 
 def _method_row(p, option, cells, top):
-    budget,sizes = option.budget,cells[2:-1]
-    first = escape(cells[0])+_bar(p, option, top)
+    budget,(binary,decimal,*sizes) = option.budget,cells[2:-1]
+    first,kept = escape(cells[0])+_bar(p, option, top),f'{escape(binary)}<br/>{escape(decimal)}'
     share = f'{budget.trainable/budget.parameters:.2%}'
     trained = tag('span', share, title=f'{budget.trainable:,} parameters')
-    return [Markup(first), _verdict(option.fit.verdict), *sizes, Markup(trained)]
+    return [Markup(first), _verdict(option.fit.verdict), Markup(kept), *sizes, Markup(trained)]
 
 # %% ../../nbs/planning/page_html.ipynb #905eefcd
 def _bars(p):
@@ -96,16 +96,16 @@ def _bars(p):
     full = p.options[0].fit.device[1]
     top = max(o.fit.device[1] for o in p.options)
     if memory<4*full: top = max(top, 1.05*memory)
-    head = *METHOD_HEAD[:7],'trained'
+    head = *METHOD_HEAD[:3],*METHOD_HEAD[4:7],'trained'
     rows = [_method_row(p, o, cells, top) for o,cells in zip(p.options, methods(p))]
     asked = [n for n,o in enumerate(p.options) if o.asked]
     table = html_table(
         rows,
         head,
-        num=range(2, 8),
+        num=range(2, 7),
         named=True,
         strong=asked)
-    return _this(p)+tag('div', table, style='--qnb-bar:230px')+_key(p)
+    return _this(p)+tag('div', table, style='--qnb-bar:150px')+_key(p)
 
 # %% ../../nbs/planning/page_html.ipynb #2f90a4d5
 def _this(p):
