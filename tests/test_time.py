@@ -132,9 +132,10 @@ def test_the_order_of_gpus_follows_what_was_measured():
 
 def test_a_short_step_costs_its_launches():
     job,fast = on('B200', length=128),gpu('B200')
-    assert step_time(job, fast).limit=='launches' and 'a larger micro-batch' in cost(job, fast).said
+    assert step_time(job, fast).limit=='launch' and 'a larger micro-batch' in cost(job, fast).said
     assert step_time(job.changed(batch=8), fast).seconds<2*step_time(job, fast).seconds
-    assert step_time(on('T4', batch=8, length=2048), gpu('T4')).limit!='launches'
+    assert step_time(on('T4', length=128), gpu('T4')).limit=='host'
+    assert step_time(on('T4', batch=8, length=2048), gpu('T4')).limit!='host'
 
 
 def test_full_fine_tuning_has_hours():

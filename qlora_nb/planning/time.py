@@ -148,7 +148,7 @@ class Step:
     "Time of one micro-batch"
     seconds: float # Centre of the range
     spread: float # Factor from the centre to either end
-    limit: str = '' # What takes most of it: products, memory or launches
+    limit: str = '' # What takes most of it: a key of `LIMITS`
     said: str = '' # What the range rests on
 
     @property
@@ -177,8 +177,9 @@ def seconds(
     more = (fitted.quantised if work.quantised else 1)*(fitted.slow if code.slow_host else 1)
     launch = 1e-3*fitted.launch*work.launches*more
     slower = fitted.rocm if rocm else 1
-    by = dict(products=slower*products*1e-12, memory=slower*moved/reached.bandwidth*1e-9, launches=launch)
-    return hypot(by['products']+by['memory'], launch),by
+    by = dict(matmul=slower*products*1e-12, memory=slower*moved/reached.bandwidth*1e-9)
+    by['host' if code.slow_host else 'launch'] = launch
+    return hypot(by['matmul']+by['memory'], launch),by
 
 def step_time(
     job:Job, # What one step computes
@@ -259,12 +260,13 @@ class Cost:
     dollars: tuple|None # Cheap and dear; None without a price or a speed
     said: str = '' # What the hours rest on
     notes: tuple = () # Start-up, prices and their age, sessions
-    limit: str = '' # What takes most of a step: products, memory or launches
+    limit: str = '' # What takes most of a step: a key of `LIMITS`
 
-LIMITS = dict(
-    products='matrix products',
+LIMITS = dict( # What takes most of a step → in words
+    matmul='matrix products',
     memory='memory traffic',
-    launches='kernel launches, so a larger micro-batch is faster')
+    launch='kernel launches, so a larger micro-batch is faster',
+    host='kernel launches from a slow CPU, so a larger micro-batch is faster')
 
 def cost(
     job:Job, # One micro-batch
