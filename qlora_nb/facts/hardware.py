@@ -79,6 +79,7 @@ def _is_number(value): return value is None or type(value) in (int, float) and v
 def _is_price(value): return isinstance(value, dict) and set(value)-{'kind'}==_PRICE
 def _is_band(value): return value is None or isinstance(value, list) and len(value)==2 and all(value) and all(map(_is_number, value)) and value[0]<=value[1]
 
+# %% ../../nbs/facts/hardware.ipynb #50ba698f
 def _checked(entry, file):
     if not isinstance(entry, dict) or not isinstance(entry.get('name'), str):
         raise QLoRAError(f'{file}: every entry of `gpus` needs a `name`', value=entry)

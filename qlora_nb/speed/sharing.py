@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARDINGS', 'MOST', 'micro_batches', 'rows_note', 'parameter_bytes', 'Traffic', 'traffic']
 
-# %% ../../nbs/speed/sharing.ipynb #ac53cac6
+# %% ../../nbs/speed/sharing.ipynb #db4dd047
 from dataclasses import dataclass
 
 from ..errors import QLoRAError
@@ -15,7 +15,7 @@ from ..render import fmt_bytes
 from ..simulation.job import Job
 from .links import Link, link
 
-# %% ../../nbs/speed/sharing.ipynb #3645eb86
+# %% ../../nbs/speed/sharing.ipynb #3d4c515d
 SHARDINGS = ('ddp', 'fsdp')
 MOST = 8 # GPUs of one machine, as they are rented
 
@@ -40,7 +40,7 @@ def rows_note(
     near = f'{below} or {above}' if below else f'{above}'
     return f'{how}, not {same:,}: gradient_accumulation_steps {accumulation} cannot be divided by {gpus} GPUs; {near} can.'
 
-# %% ../../nbs/speed/sharing.ipynb #3e913ce4
+# %% ../../nbs/speed/sharing.ipynb #d2cc8981
 def parameter_bytes(
     job:Job # For its model, method and storage
 )->tuple: # Bytes of all layers, adapters included; of the output layer; of the rest
@@ -61,7 +61,7 @@ def _bytes(stored):
     for side in stored.shape: n *= side
     return n
 
-# %% ../../nbs/speed/sharing.ipynb #e845d279
+# %% ../../nbs/speed/sharing.ipynb #d58cb912
 @dataclass(frozen=True)
 class Traffic:
     "What each GPU sends to the others"
@@ -98,7 +98,7 @@ class Traffic:
             bytes_per_step=self.step_bytes,
             seconds_per_micro_batch=self.seconds)
 
-# %% ../../nbs/speed/sharing.ipynb #cfb4b8da
+# %% ../../nbs/speed/sharing.ipynb #69d95778
 def traffic(
     job:Job, # Of one GPU: its micro-batches per step as `accumulation`
     device:Device, # One of the GPUs

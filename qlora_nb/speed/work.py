@@ -35,6 +35,7 @@ def forward(
     attention = 2*job.length*a.num_attention_heads*a.head_dim*a.num_hidden_layers
     return Forward(layers, 2*a.vocab_size*a.hidden_size, attention, 2*job.trainable)
 
+# %% ../../nbs/speed/work.ipynb #462ca989
 @dataclass(frozen=True)
 class Flops:
     "Floating-point operations of one trained token"
