@@ -201,8 +201,8 @@ def _gpu_verdicts(p):
 RECENT = Device('cuda', 'a GPU with native bfloat16', capability=(8, 0), bf16=True)
 
 def _config(what):
-    if isinstance(what, str) and ('\n' in what or ': ' in what): return as_config(what, defaults={'data.train': 'demo'}) # Memory needs no rows
-    if what and isinstance(what, (str, Architecture)): return Settings(model=getattr(what, 'name', what), data=dict(train='demo'))
+    if isinstance(what, str) and ('\n' in what or ': ' in what): return as_config(what)
+    if what and isinstance(what, (str, Architecture)): return Settings(model=getattr(what, 'name', what))
     expect('what', what, Settings, 'a config, the text of a cell, the name of a model, or an Architecture')
     return what
 

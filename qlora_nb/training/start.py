@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from ..config.cell import as_config
 from ..config.places import rooted
+from ..data.names import training_names
 from ..errors import VARIABLES, QLoRAError, expect
 from ..quiet import quiet
 from ..render import page
@@ -134,6 +135,7 @@ def new_run(
     expect('name', name, str|None, 'a name for the folder of the run')
     expect('max_steps', max_steps, int|None, 'a number of steps')
     config = as_config(config)
+    training_names(config.data)
     cell,config = config.to_yaml(),rooted(config, namespace or ())
     if max_steps: config = config.with_(**{'training.max_steps': max_steps})
     run = Run(config, new_folder(config, name))
@@ -220,8 +222,10 @@ def old_run(
     expect('micro_batch', micro_batch, int|None, 'a number of rows')
     expect('output_dir', output_dir, str|Path, 'a folder of runs')
     expect('mirror_dir', mirror_dir, str|Path|None, 'a folder of runs, or hf://user/name')
-    if config is not None: config = as_config(config)
-    if config: output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
+    if config is not None:
+        config = as_config(config)
+        training_names(config.data)
+        output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
     folder = find_run(name, output_dir, mirror_dir)
     lock = Lock(folder).take()
     try: further = catch_up(folder, mirror_dir or written(folder).output.mirror_dir)
