@@ -47,7 +47,7 @@ row at 1024 tokens needs 10 GiB by this count, and the 13B row at 1024 tokens wi
 did fit, so the true need is close to the GPU's memory; what the allocator holds beside the tensors (6 to 49 % more in the other T4 rows) decides there."""
 
 WHY_SEVERAL = """All of it FSDP1, which came before the FSDP2 that a plan is for: beside two layers and the output layer it keeps the embeddings gathered. Where the code is that of
-single-GPU rows with a small error (PowerLM), or is short and public (fsdp_qlora), tensors are off by 2 % at most. The other runs hold more, and why was not found. The runs of
+single-GPU rows with a small error (PowerLM), or is short and public (fsdp_qlora), tensors are off by 2.2 % at most. The other runs hold more, and why was not found. The runs of
 Llama-3-8B and Llama-2-70B grow per token by about one more copy of the input of each layer than the same run on one GPU does (Llama-3-8B LoRA, between 4 and 8 rows: 246 KB per token,
 30 hidden states in bfloat16). Those of Mistral hold 1.2 to 1.8 GB more. LitGPT's rows are peaks of the whole process, loading included. Reserved memory is held against the band of the
 allocator: `inside`, or how far above or below it."""
@@ -152,7 +152,9 @@ def band_of(row, engine): # → bytes, low and high; None where the row is of te
 
 def judge(row, engine):
     "One row of the report"
-    out = dict(id=row.get('id'), tier=row.get('tier'), source=str(row.get('source') or ''), attention=str(row.get('attn_impl') or '').split(' ')[0], fits=row.get('fits'),
+    row = row if isinstance(row, dict) else {}
+    tier = row.get('tier')
+    out = dict(id=str(row.get('id') or 'a row without a name'), tier=str(tier) if tier else None, source=str(row.get('source') or ''), attention=str(row.get('attn_impl') or '').split(' ')[0], fits=row.get('fits'),
         measured_bytes=measured(row), predicted_bytes=None, error=None, verdict='', skipped=skip(row), gpus=1, band=None)
     try: out['gpus'] = gpus_of(row)
     except QLoRAError: pass

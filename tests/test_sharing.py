@@ -175,7 +175,7 @@ def test_gradients_stay_whole_under_accumulation():
         job = replace(full, accumulation=accumulation)
         return spread(peak(job), job, m).phases
     size = 2*full.trainable
-    assert held(1)['optimizer']==held(4)['optimizer'] and held(4)['backward']-held(1)['backward']>.5*size
+    assert held(1)['optimizer']==pytest.approx(held(4)['optimizer'], rel=1e-3) and held(4)['backward']-held(1)['backward']>.5*size
     assert held(4)==held(16)
 
 
@@ -232,7 +232,7 @@ def test_any_value_is_a_row_or_a_skip(memory, value):
 
 odd = st.one_of(st.none(), st.booleans(), st.integers(-3, 20), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=2))
 keys = ['n_gpus', 'gpus', 'sharding', 'framework', 'unit', 'value', 'gpu', 'measured_kind', 'grad_accum', 'micro_batch', 'seq_len', 'method', 'quant', 'lora_r', 'target_modules',
-    'compute_dtype', 'attn_impl', 'optimizer', 'stack', 'model_config', 'model', 'id', 'source']
+    'compute_dtype', 'attn_impl', 'optimizer', 'stack', 'model_config', 'model', 'id', 'source', 'tier']
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(keys), odd, min_size=1, max_size=3))
@@ -241,6 +241,12 @@ def test_an_odd_row_is_no_exception(memory, changes):
     out = memory.judge(row | changes, 'formula')
     assert out['skipped'] or out['predicted_bytes']
     assert memory.report([out]) and memory.within([out], 'formula') is not None
+
+
+@pytest.mark.parametrize('row', [None, 3, [], {}, 'row', dict(id=4), dict(tier=7, n_gpus=2)], ids=repr)
+def test_what_is_no_row_is_skipped(memory, row):
+    out = memory.judge(row, 'formula')
+    assert out['skipped'] and memory.report([out])
 
 
 @pytest.mark.parametrize('changes,say', [(dict(n_gpus=2), 'does not say how they share'), (dict(n_gpus=2, framework='DeepSpeed ZeRO-3'), 'share by zero'), (dict(n_gpus=0), 'positive integer'),

@@ -57,7 +57,8 @@ def job_for(
     section = config.section if chosen is asked else chosen.settings()
     code = detect('cpu' if device.kind=='cpu' else 'cuda', dtype)
     return Job(arch, chosen, section, base, t.per_device_train_batch_size,
-        length=min(n for n in (t.max_length, arch.max_position_embeddings, longest) if n), learned=learned, accumulation=micro_batches(t.gradient_accumulation_steps, gpus),
+        length=min(n for n in (t.max_length, arch.max_position_embeddings, longest) if n),
+        learned=learned, accumulation=micro_batches(t.gradient_accumulation_steps, gpus),
         checkpointing=now.get('training.gradient_checkpointing', t.gradient_checkpointing), attention=attention(device, t.max_length) or 'sdpa',
         optim=now.get('training.optim', t.optim) if chosen.adapters else 'adamw_torch', dtype=dtype,
         device='cpu' if cpu else 'cuda', capability=device.capability or (8, 0), stack=code)
