@@ -180,7 +180,7 @@ def _split(job, batch, total): return replace(job, batch=batch, accumulation=tot
 
 # %% ../../nbs/planning/advice.ipynb #85ac60db
 def suggest(
-    job:Job, # As the config has it, its `accumulation` included
+    job:Job, # Of one GPU, its micro-batches per step as `accumulation`
     machine:Machine # With known memory
 )->Suggestion|None: # None: nothing to improve, or nothing that helps
     "Another config with the same effective batch"
@@ -193,7 +193,7 @@ def suggest(
     if not b or (good and b<=job.batch): return None
     new = _split(now, b, total)
     out = {k: r.value for k,r in done.items() if k!=KEYS['batch']}
-    if b!=job.batch: out |= {KEYS['batch']: b, KEYS['accumulation']: total//b}
+    if b!=job.batch: out |= {KEYS['batch']: b, KEYS['accumulation']: total//b*machine.gpus}
     whole = f'the same effective batch of {total*machine.gpus}'
     why = f'there is room for a micro-batch of {b}: {whole} in fewer passes' if good else f'fits, with {whole}'
     return Suggestion(out, new, fit(new, machine), why)

@@ -149,6 +149,7 @@ def _notes(job, pageable):
 
 # %% ../../nbs/planning/estimate.ipynb #5cf487a3
 def _total(terms): return sum(t.bytes for t in terms)
+def _kept(budget): return [t for t in budget.terms if t.group!='gradients' and not t.pageable]
 
 def _without_step(job, budget, kept):
     "An encoder-decoder: the trainer refuses it"
@@ -159,8 +160,7 @@ def _without_step(job, budget, kept):
         'these are weights + optimizer state alone, without activations.')
     return Estimate(budget.title, tuple(terms), phases, budget.pageable, (note,))
 
-def _kept(budget): return [t for t in budget.terms if t.group!='gradients' and not t.pageable]
-
+# %% ../../nbs/planning/estimate.ipynb #a82cc9ab
 class _Step:
     "The walk through a step, and what lies beside it"
     def __init__(self, job, budget, kept):
@@ -212,7 +212,7 @@ def moments(
     budget = resident(job)
     step = _Step(job, budget, _kept(budget))
     def of(phase):
-        at_head = any(where in _HEAD and what not in _GRADIENTS for where,what,*_ in step.blocks(phase))
+        at_head = any(where in _HEAD and not what.startswith('gradient') for where,what,*_ in step.blocks(phase))
         head = at_head and phase!='optimizer' and not job.stack.outputs_kept
         return Moment(by_group(step.terms(phase)), head, step.work.bytes if phase=='optimizer' else 0)
     return {phase: of(phase) for phase in step.phases}

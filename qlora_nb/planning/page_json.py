@@ -78,6 +78,7 @@ def plan_dict(p)->dict: # Values that `json.dumps` takes
         work=dict(tokens=p.work.tokens, said=p.work.said),
         hours=p.cost.hours,
         dollars=p.cost.dollars,
+        communication=p.cost.traffic and p.cost.traffic.to_dict(),
         gpu_verdicts=[_gpu_dict(v) for v in p.gpu_verdicts],
         job=_job_dict(p.job),
         notes=p.notes)
