@@ -15,7 +15,8 @@ from pathlib import Path
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import gpu, rates
 from qlora_nb.facts.models import from_config
-from qlora_nb.planning.time import FITTED, SPREAD, Code, amounts, seconds, step_time
+from qlora_nb.planning.time import FITTED, SPREAD, seconds, step_time
+from qlora_nb.speed.work import Code, amounts
 from qlora_nb.render import text_table
 from qlora_nb.simulation.job import make_job, stack
 

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qlora_nb.config.schema import Training
-from qlora_nb.planning.time import MILLION, Work, cost, flops_per_token, fmt_dollars, fmt_hours, padded, step_time, work
+from qlora_nb.planning.time import MILLION, Work, cost, fmt_dollars, fmt_hours, padded, step_time, work
 from qlora_nb.errors import QLoRAError
+from qlora_nb.speed.work import flops_per_token
 from qlora_nb.facts.hardware import Device, gpu, gpus
 from qlora_nb.facts.models import find
 from qlora_nb.simulation.job import make_job

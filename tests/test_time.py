@@ -14,7 +14,8 @@ from qlora_nb.facts.machine import detect
 from qlora_nb.facts.models import find
 from qlora_nb.facts.prices import SESSIONS, age, price_notes, session_notes
 from qlora_nb.planning.bands import pace_key
-from qlora_nb.planning.time import FITTED, NO_ROW, SPREAD, Code, amounts, cost, fmt_hours, seconds, step_time
+from qlora_nb.planning.time import FITTED, NO_ROW, SPREAD, cost, fmt_hours, seconds, step_time
+from qlora_nb.speed.work import Code, amounts
 from qlora_nb.simulation.job import make_job
 from qlora_nb.store.folder import read_about, write_about
 from qlora_nb.training.start import train
