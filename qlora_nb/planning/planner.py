@@ -174,6 +174,7 @@ class Plan(_Answers, Shown):
     def to_markdown(self): return plan_markdown(self)
     def __str__(self): return plan_text(self)
     def _html(self): return plan_html(self)
+    def _repr_html_(self): return plan_html(self)
     def _repr_markdown_(self): return self.to_markdown()
 
 # %% ../../nbs/planning/planner.ipynb #6ed9a93f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEANINGS', 'HEAD', 'BEYOND', 'Bar', 'scale', 'ticks', 'memory_picture']
 
-# %% ../../nbs/screens/bars.ipynb #68470e5b
+# %% ../../nbs/screens/bars.ipynb #0897e78b
 from dataclasses import dataclass
 from itertools import accumulate
 from math import floor, log10
@@ -15,7 +15,7 @@ from .parts import badge, said, verdict_badge
 from .words import rich, span
 from ..style import BARE
 
-# %% ../../nbs/screens/bars.ipynb #850a16a4
+# %% ../../nbs/screens/bars.ipynb #89fcc95b
 MEANINGS = dict( # Meaning of a colour → what it is called
     weights='weights',
     train='optimizer + gradients',
@@ -41,13 +41,13 @@ class Bar:
 
     def cells(self)->list: # Text
         "The row as text: the bar as its numbers"
-        *sizes,least = (span((n, n)) for n in self.sizes.values())
+        *sizes,least = map(fmt_bytes, self.sizes.values())
         over = span((self.sizes['over'], self.sizes['over']+self.more))
         return [f"{self.name}{' ◀ this config' if self.mine else ''}", self.detail, *sizes, over, span(self.needs), said(self.verdict)]
 
 HEAD = ('method', 'base', *MEANINGS.values(), 'needs', 'verdict')
 
-# %% ../../nbs/screens/bars.ipynb #1101c228
+# %% ../../nbs/screens/bars.ipynb #55e8f466
 BEYOND = 1.6 # Times the size that decides: a longer bar is torn
 
 def scale(
@@ -71,7 +71,7 @@ def ticks(
     texts = [f'{n:,.10g}' for n in at]
     return [(n*by, text) for n,text in zip(at, [*texts[:-1], f'{texts[-1]} {unit}'])]
 
-# %% ../../nbs/screens/bars.ipynb #0cc36a98
+# %% ../../nbs/screens/bars.ipynb #85d72da6
 def _share(size, top): return f'{100*size/top:.2f}%'
 
 def _segment(name, size, shown, top, detail):
@@ -86,13 +86,19 @@ def _drawn(bar, top, details):
     both = zip(bar.parts.items(), widths)
     body = ''.join(_segment(name, size, shown, top, details.get(name)) for (name,size),shown in both if shown>0)
     torn = bar.needs[1]>top
-    if torn and bar.sizes['weights']>=top: body += tag('em', rich(_inside(bar)), 'fig', hidden='')
+    if torn and bar.sizes['weights']>=top: body += tag('em', rich(_torn(bar)), 'fig', hidden='')
     label = f"{bar.name}: {_inside(bar)}; it needs {span(bar.needs)}"
     return tag('div', body, 'bar torn' if torn else 'bar', role='img', aria_label=label, style='width:300px;height:14px')
 
-def _inside(bar): return ' · '.join(f'{MEANINGS[name]} {span((n, n))}' for name,n in bar.sizes.items())
+def _inside(bar): return ' · '.join(f'{MEANINGS[name]} {fmt_bytes(n)}' for name,n in bar.sizes.items())
 
-# %% ../../nbs/screens/bars.ipynb #ba976556
+def _torn(bar): # e.g. `weights 25 · optimizer + gradients 75 · activations 25 GiB`
+    unit,by = ('GiB', GiB) if bar.least>=GiB else ('MiB', 2**20)
+    def whole(n): return f'{n/by:,.1f}' if n<9.95*by else f'{n/by:,.0f}'
+    sizes = [f'{MEANINGS[name].split(" + work")[0]} {whole(n)}' for name,n in bar.sizes.items() if name!='over']
+    return f"{' · '.join(sizes)} {unit}"
+
+# %% ../../nbs/screens/bars.ipynb #f2db9e03
 def _row(bar, top, capacity, details):
     mark = badge('◀ this config', 'acc') if bar.mine else ''
     name = tag('th', tag('span', f'{rich(bar.name)} {mark}<br>{tag("small", rich(bar.detail))}', 'name'), scope='row')
@@ -101,10 +107,10 @@ def _row(bar, top, capacity, details):
     numbers = tag('td', span(bar.needs), 'n')+tag('td', verdict_badge(bar.verdict) if bar.verdict!='unknown' else '')
     return tag('tr', name+drawn+numbers, 'me' if bar.mine else '')
 
-def _above(capacity, top, name):
+def _above(capacity, top, name, judged):
     at = capacity and capacity<=top
     mark = tag('span', rich(name), 'fig', hidden='', style=f'left:{_share(capacity, top)}') if at else ''
-    cells = [('method', '', ''), ('', 'tr', mark), ('needs', 'n', ''), ('verdict', '', '')]
+    cells = [('method', '', ''), ('', 'tr', mark), ('needs', 'n', ''), ('verdict'*judged, '', '')]
     return tag('thead', tag('tr', ''.join(tag('th', text+more, cls, scope='col') for text,cls,more in cells)))
 
 def _below(top):
@@ -112,10 +118,10 @@ def _below(top):
     return tag('tfoot', tag('tr', f'<td></td>{tag("td", axis, "tr")}<td></td><td></td>'), 'fig', hidden='')
 
 def _key(bar):
-    sizes = {name: (n, n) for name,n in bar.sizes.items()}
-    sizes['over'] = sizes['over'][0],sizes['over'][0]+bar.more
+    sizes = {name: fmt_bytes(n) for name,n in bar.sizes.items()}
+    sizes['over'] = span((bar.sizes['over'], bar.sizes['over']+bar.more))
     def square(name): return tag('i', '', name, style=f'display:inline-block;width:12px;height:12px;background-color:{BARE[name]}')
-    items = [tag('li', f'{square(name)}{MEANINGS[name]} {tag("b", span(pair))}') for name,pair in sizes.items()]
+    items = [tag('li', f'{square(name)}{MEANINGS[name]} {tag("b", size)}') for name,size in sizes.items()]
     note = f'values for {bar.name}; the lighter hatching is the part that varies from run to run'
     return tag('ul', ''.join([*items, tag('li', rich(note), 'dim')]), 'key')
 
@@ -128,5 +134,5 @@ def memory_picture(
     "Bars on one scale, with the line of the GPU, an axis and a key"
     top,details = scale(bars, capacity),details or {}
     rows = [_row(b, top, capacity, details if b.mine else {}) for b in bars]
-    picture = tag('table', _above(capacity, top, name)+tag('tbody', ''.join(rows))+_below(top), 'mem')
+    picture = tag('table', _above(capacity, top, name, any(b.verdict!='unknown' for b in bars))+tag('tbody', ''.join(rows))+_below(top), 'mem')
     return Markup(picture+''.join(_key(b) for b in bars if b.mine))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TAGS', 'said', 'badge', 'verdict_badge', 'verdict', 'action', 'foot', 'table', 'fold', 'folds']
 
-# %% ../../nbs/screens/parts.ipynb #cff6db4c
+# %% ../../nbs/screens/parts.ipynb #b285765f
 from ..render import Markup, tag
 from .words import rich
 
-# %% ../../nbs/screens/parts.ipynb #3bbd19cf
+# %% ../../nbs/screens/parts.ipynb #7d29efef
 TAGS = dict( # Kind → sign and word: a colour is never alone
     fits=('✓', 'fits', 'ok'), tight=('!', 'tight', 'warn'), no=('✗', 'too big', 'bad'), unknown=('≈', 'no GPU named', 'acc'))
 
@@ -49,7 +49,7 @@ def foot(text:str)->str: # HTML
     "What is good to know of a table"
     return tag('p', rich(text), 'foot')
 
-# %% ../../nbs/screens/parts.ipynb #8be46660
+# %% ../../nbs/screens/parts.ipynb #3f3352d7
 def _cell(name, value, cls, **more): return tag(name, value if isinstance(value, Markup) else rich(value), cls, **more)
 
 def _row(cells, classes, cls=''):
@@ -69,7 +69,8 @@ def table(
     titles = [_cell('th', title, cls, scope='col') for title,cls in zip(head, classes)]
     top = tag('thead', tag('tr', ''.join(titles)))
     body = [_row(cells, classes, 'me' if n in mine else '') for n,cells in enumerate(rows)]
-    return tag('table', (tag('caption', rich(caption)) if caption else '')+top+tag('tbody', ''.join(body)))
+    slim = 'slim' if len(head)==2 else '' # A name and its number stay together
+    return tag('table', (tag('caption', rich(caption)) if caption else '')+top+tag('tbody', ''.join(body)), slim)
 
 def fold(
     title:str, # What it answers
