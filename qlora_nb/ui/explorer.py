@@ -84,7 +84,7 @@ def verdicts(planned)->dict: # Verdict → names of GPUs, smallest first
     known = [gpu for gpu in gpus() if gpu.memory] # smallest first
     for gpu in known:
         if planned.machine.gpus>1 and gpu.kind not in ('cuda', 'rocm'): continue
-        job = job_for(planned.config, planned.architecture, gpu, longest=planned.work.longest, learned=planned.job.learned)
+        job = job_for(planned.config, planned.architecture, gpu, longest=planned.work.longest, learned=planned.job.learned, gpus=planned.machine.gpus)
         band = planned.machine.beside if same_gpu(gpu.name, planned.device.name) else None
         machine = replace(planned.machine, device=gpu, beside=band)
         found[fit(job, machine).verdict].append(gpu.name)

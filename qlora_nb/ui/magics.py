@@ -118,8 +118,8 @@ class PlanMagics(Notebook):
         from qlora_nb.ui.explorer import Controls, Explorer
         from qlora_nb.ui.panels import has_frontend
         if not has_frontend(): raise QLoRAError(NEEDS_NOTEBOOK, key='%qlora_plan')
-        config = planned.config.with_(**{'hardware.gpu': args.gpu}) if args.gpu else planned.config
-        Controls(Explorer(config, tokens=args.tokens, gpus=args.gpus, sharding=args.sharding))
+        config = planned.config.with_(**{'hardware.gpu': planned.device.name}) if args.gpu else planned.config
+        Controls(Explorer(config, tokens=args.tokens, gpus=planned.machine.gpus, sharding=planned.machine.sharding))
 
 # %% ../../nbs/ui/magics.ipynb #4c1d9e06
 NO_MAX_STEPS = '--max-steps is for a new run. A resumed run goes to its end, or until ■. To train longer: %qlora_train --resume {name} --extend 30'
