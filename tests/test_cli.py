@@ -28,6 +28,12 @@ def test_json(config, capsys):
     assert d['tensors_bytes']==sum(d['components'].values()) and d['reserved_bytes'][0]<=d['reserved_bytes'][1]<d['device_bytes'][1] and d['phases']
 
 
+def test_a_config_without_data_plans_the_same(config, tmp_path, capsys):
+    without = tmp_path/'plan.yaml'
+    without.write_text(CELL.replace('data: {train: tickets.jsonl}\n', ''))
+    assert run(capsys, 'plan', without, '--gpu', 'T4', '--json')==run(capsys, 'plan', config, '--gpu', 'T4', '--json')
+
+
 def test_text_and_markdown(config, capsys):
     _,text,_ = run(capsys, 'plan', config, '--gpu', 'T4')
     _,md,_ = run(capsys, 'plan', config, '--gpu', 'T4', '--markdown')

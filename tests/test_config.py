@@ -13,6 +13,7 @@ from qlora_nb.config.schema import SCHEDULES, fields, sections
 from qlora_nb.config.value import Config, _Quoting
 from qlora_nb.config.words import allowed, choices, docs_table
 from qlora_nb.tokens.templates import CHAT_TEMPLATES, TEMPLATES
+from qlora_nb.data.names import NO_DATA
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import Device
 from qlora_nb.facts.models import find
@@ -94,10 +95,27 @@ def test_lines_are_counted_as_the_person_sees_them():
 def test_unknown_keys(text, line, key, suggestion): assert told(text)==[(line, key, suggestion)]
 
 def test_a_missing_key_is_told_once():
-    assert [p.key for p in refused('lora: {r: 8}')]==['model', 'data.train']
+    assert [p.key for p in refused('lora: {r: 8}')]==['model']
     assert told('modle: demo\ndata: {train: demo}')==[(1, 'modle', 'model')]
     assert told('model: demo\ndata: {trian: demo}')==[(2, 'data.trian', 'train')]
     assert [p.key for p in refused('model: demo\ndata: tickets.jsonl')]==['data']
+
+def test_a_config_without_data_plans_and_says_so():
+    c,said = parse('model: demo'),f'data.train: {NO_DATA}'
+    assert c.data.train is None and c.notes==[said] and c==parse('model: demo\ndata: {train: null}') and c.to_yaml()=='model: demo\n'
+    assert said in str(c) and 'only plans' in c._repr_html_() and resolve(c).notes==[said] and resolve(c).kinds=={}
+    assert parse('model: demo\ntraining: {eval_strategy: steps, load_best_model_at_end: true}').notes==[said]
+    full = c.with_(**{'data.train': 'demo'})
+    assert full==parse(BASE) and full.notes==[] and full.with_(**{'data.train': None})==c and 'train' in complete('data: {', '')
+
+def test_a_half_filled_data_section_is_refused_once():
+    alone = 'data.train: is required beside the other keys of data: name the training data, or leave the whole section out to plan only'
+    for rest in ('{validation: demo}', '{train: null, split: test}', '{max_lost: 1, header: none}'):
+        with pytest.raises(QLoRAError) as e: parse(f'model: demo\ndata: {rest}')
+        assert str(e.value)==alone
+    assert told('model: demo\ndata: {trian: demo, validation: demo}')==[(2, 'data.trian', 'train')]
+    assert [p.key for p in refused('model: demo\ndata: {train: [], validation: demo}')]==['data.train']
+    with pytest.raises(QLoRAError, match='is required beside'): parse(BASE.replace('demo}', 'demo, validation_size: 5}')).with_(**{'data.train': None})
 
 @pytest.mark.parametrize('line, message', [
     ('training: {learning_rate: abc}', "line 3, training.learning_rate: must be a number above 0 and at most 1, got 'abc'."),
@@ -281,7 +299,7 @@ def test_every_field_is_documented_once():
     assert all(c.__doc__ for c in sections().values()) and len({f.description for f in fields().values()})==len(fields())
     html,text = docs_table()._repr_html_(),' '.join(str(docs_table()).split())
     for k,f in fields().items(): assert k in html and k in text and ' '.join(f.description.split()) in text and allowed(k) in text
-    assert [r[0] for r in docs_table('output').rows]==['output.output_dir', 'output.mirror_dir'] and docs_table('data').rows[0][1]=='required'
+    assert [r[0] for r in docs_table('output').rows]==['output.output_dir', 'output.mirror_dir'] and docs_table('data').rows[0][1]=='none' and docs_table().rows[0][1]=='required'
     with pytest.raises(QLoRAError, match="Did you mean 'lora'"): docs_table('laro')
 
 def test_names_are_those_of_the_libraries():
@@ -573,7 +591,10 @@ def valid(key):
     if 'share' in allowed(key): return st.one_of(st.integers(1, 10**6), st.floats(0, 1, exclude_min=True, exclude_max=True))
     return st.floats(low, high, exclude_min=True, exclude_max=True)
 
-def configs(some): return st.fixed_dictionaries({k: valid(k) for k in ('model', 'data.train', *sorted(some))})
+def configs(some):
+    "Keys of a config; without any of `data` it only plans"
+    rows = ['data.train'] if any(k.startswith('data.') for k in some) else []
+    return st.fixed_dictionaries({k: valid(k) for k in ('model', *rows, *sorted(some))})
 CONFIGS = st.sets(st.sampled_from(sorted(fields())), max_size=10).flatmap(configs)
 
 @settings(max_examples=300, **FUZZ)
@@ -583,7 +604,7 @@ def test_round_trip(flat):
         if a in flat: flat.pop(b, None)
     if flat.get('quantization.bits', '4')!='4': flat = {k: v for k,v in flat.items() if not k.startswith('quantization.bnb_4bit_') or k.endswith('dtype')}
     if flat.get('quantization.bits')!='none': flat.pop('lora.init_lora_weights', None)
-    if not {'data.validation', 'data.validation_size'}&set(flat):
+    if 'data.train' in flat and not {'data.validation', 'data.validation_size'}&set(flat):
         for k in ('eval_strategy', 'early_stopping_patience', 'load_best_model_at_end'): flat.pop(f'training.{k}', None)
     tree = {}
     for k,v in flat.items(): (tree.setdefault(k.rpartition('.')[0], {}) if '.' in k else tree)[k.rpartition('.')[2]] = v
@@ -592,7 +613,7 @@ def test_round_trip(flat):
         if (k,v)!=('training.eval_strategy', 'auto'): assert c.flat[k]==(tuple(v) if isinstance(v, list) else v.strip() if k in ('model', 'revision', 'data.group', 'data.name', 'data.split', 'data.revision') else c.flat[k] if isinstance(v, str) else v)
     again = parse(c.to_yaml())
     assert c.to_yaml().count('eval_strategy')<=('training.eval_strategy' in flat or c.training.eval_strategy=='steps')
-    assert again==c and again.fingerprint==c.fingerprint and again.to_yaml()==c.to_yaml()
+    assert again==c and again.fingerprint==c.fingerprint and again.to_yaml()==c.to_yaml() and (c.data.train is None)==('data.train' not in flat)
 
 @pytest.mark.parametrize('word', ['1.10', '0123', '1_000', 'on', 'off', 'yes', 'True', '2024-01-01', '0x10', '1e5', '1:30', 'NaN'])
 def test_a_text_that_looks_like_a_number_stays_as_it_is_written(word):

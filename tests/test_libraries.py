@@ -1,5 +1,6 @@
 "What a version does is known from a table; the library's own source only contradicts it in words"
 import subprocess, sys
+from pathlib import Path
 import pytest
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts import libraries
@@ -37,10 +38,12 @@ def test_a_source_that_disagrees_is_noted_and_changes_nothing(version, note, mon
     found = known('fused_head')
     assert bool(found)==holds('fused_head', version) and note in found.note and bool(found.note)==bool(note)
 
-def test_a_package_that_is_gone_is_taken_for_its_newest(monkeypatch):
+def test_where_a_package_is_not_installed_the_plan_is_made_for_the_oldest_release_that_may_be(monkeypatch):
     monkeypatch.setattr(libraries, 'installed', lambda package: '')
     assert known('fused_head') and not known('reentrant') and not known('upcast').note
-    assert known('upcast').why=='trl is not installed: a version that casts nothing to float32 after loading is assumed'
+    assert known('upcast').why=='planned for TRL 1.16, which casts nothing to float32 after loading'
+    needs = (Path(__file__).parent.parent/'settings.ini').read_text()
+    for package,planned in libraries.PLANNED.items(): assert f'{package}>={planned.split()[1]},' in needs
 
 def test_a_source_that_cannot_be_found_says_nothing(monkeypatch):
     monkeypatch.setattr(libraries, '_text', lambda package, file: '')

@@ -56,6 +56,16 @@ def test_without_a_run(ip, magic, monkeypatch):
     if 'qlora_nb.training.start' in sys.modules: monkeypatch.setattr(sys.modules['qlora_nb.training.start'], '_current', [])
     assert refused(ip, f'%{magic}')=='nothing has been trained in this notebook yet: run %qlora_train first'
 
+def test_a_config_without_data_plans_only(ip, tmp_path):
+    cfg = run(ip, f'%%qlora_config\nmodel: meta-llama/Llama-2-7b-hf\nhardware: {{gpu: T4}}\noutput: {{output_dir: {tmp_path}}}')
+    assert 'so this config only plans' in str(cfg) and 'so this config only plans' in cfg._repr_html_()
+    assert run(ip, '%qlora_plan').tensors_bytes==run(ip, '%qlora_plan meta-llama/Llama-2-7b-hf --gpu T4').tensors_bytes
+    for magic in ('%qlora_data', '%qlora_train'):
+        said = refused(ip, magic)
+        assert said.startswith('data.train: no training data is named') and 'add `data: {train: …}`' in said and '\n' not in said
+    assert not list(tmp_path.iterdir())
+    assert run(ip, '%%qlora_config\nmodel: demo\ndata: {train: demo}').notes==[]
+
 def test_errors_name_the_line_of_the_cell(ip):
     with pytest.raises(QLoRAError) as e: run(ip, '%%qlora_config -o cfg\nmodel: demo\ndata:\n  train: demo\nlora: {rank: x}\ntrainig: {}\n')
     assert [(p.line, p.suggestion) for p in e.value.errors if p.line==6]==[(6, 'training')] and any(p.line==5 for p in e.value.errors)

@@ -220,7 +220,7 @@ def parse(
     text = re.sub(r'(?m)^[ \xa0]+', _spaces, text.replace('\r\n', '\n').replace('\r', '\n'))
     if text.startswith('%%'): text = ''.join(text.partition('\n')[1:])
     node,cell = _compose(text, first_line),_Cell(text, first_line, namespace)
-    if node is None: raise QLoRAError('the cell is empty: begin with `model:` and `data:`', line=first_line)
+    if node is None: raise QLoRAError('the cell is empty: begin with `model:`', line=first_line)
     if not isinstance(node, yaml.MappingNode):
         spaced = glued(text)
         raise QLoRAError(spaced[2] if spaced else 'expected keys with values, such as model: demo', line=cell.line(node))

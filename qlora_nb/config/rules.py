@@ -35,7 +35,8 @@ def needs(settings:Settings)->list[Need]:
         eval_strategy=training.eval_strategy in ('steps', 'epoch'),
         early_stopping_patience=training.early_stopping_patience is not None,
         load_best_model_at_end=training.load_best_model_at_end)
-    none,bases = no_validation(settings),' or '.join(map(str, method.bases))
+    none = no_validation(settings) and settings.data.train is not None
+    bases = ' or '.join(map(str, method.bases))
     return [
         *(Need(f'training.{k}', 'data.validation', none and asked, _NO_ROWS) for k,asked in validated.items()),
         *(Need(f'{method.name}.{k}', 'quantization.bits', True, why) for k,why in method.refused(settings.section, bits)),

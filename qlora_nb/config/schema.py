@@ -36,8 +36,9 @@ Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=
 
 class Data(Section):
     "What to train on"
-    train: Name|Names = Field(examples=['demo'], description=
-        'training data: a file, a folder, a pattern, the name of a variable, a Hub id or `demo`; or a list of these')
+    train: Name|Names|None = Field(None, examples=['demo'], description=
+        'training data: a file, a folder, a pattern, the name of a variable, a Hub id or `demo`; or a list of these. '
+        'Without it a config only plans')
     validation: Name|None = Field(None, examples=['demo'], description=
         'validation data, named like `train`; of a dataset with splits, its validation or test split')
     validation_size: Share|None = Field(None, gt=0, le=10**9, description='rows split off from `train` for validation',
@@ -172,7 +173,7 @@ class Settings(Section):
         'run Python code that comes with the model; only for authors you trust')
     method: Annotated[str, AfterValidator(_trained)] = Field('lora', json_schema_extra=dict(words=trainable),
         description='what is trained; the section of the same name holds its settings')
-    data: Data
+    data: Data = Data()
     quantization: Quantization = Quantization()
     training: Training = Training()
     output: Output = Output()

@@ -16,6 +16,7 @@ from .rules import no_validation, remarks, settle
 from .schema import Settings, fields, flat, split_key
 from .slips import unquotable
 from .words import as_text
+from ..data.names import NO_DATA
 from ..errors import Problem, QLoRAError
 from ..methods.register import find_method
 from ..render import Shown, html_notes, html_table, tag, text_table
@@ -96,6 +97,7 @@ class Config(_Page, Settings):
     def notes(self):
         "What there is to say, each thing once"
         own = [f'{k}: {text}' for k,text in remarks(self).items() if k in self._given]
+        if self.data.train is None: own.append(f'data.train: {NO_DATA}')
         return list(dict.fromkeys([*self._noted, *own]))
 
     def error(self, key, message, suggestion=None):
@@ -140,9 +142,13 @@ def _explains(problem, key):
     section,name = split_key(key)
     return problem.key==key or problem.suggestion in (key, name) or bool(section) and problem.key==section
 
+_ALONE = 'is required beside the other keys of data: name the training data, or leave the whole section out to plan only'
+
 def _missing(given, problems):
-    absent = [k for k in required() if k not in given and not any(_explains(p, k) for p in problems)]
-    return [Problem(f'is required: {fields()[k].description}', k) for k in absent]
+    named = {k for k,g in given.items() if g.value is not None}
+    needed = {k: f'is required: {fields()[k].description}' for k in required()}
+    if any(k.startswith('data.') for k in named): needed['data.train'] = _ALONE
+    return [Problem(why, k) for k,why in needed.items() if k not in named and not any(_explains(p, k) for p in problems)]
 
 # %% ../../nbs/config/value.ipynb #d89b98ba
 MOST = 20 # Problems that one error lists

@@ -193,7 +193,7 @@ def gpu_verdict(
     room = fit(job, machine, own)
     if not job.arch.formula: batch = None
     else: batch = 0 if room.verdict=='no' and job.batch==1 else solve(job, 'batch', machine, own)
-    def cost_of(j): return cost(j, machine.device, work_of(j) if work_of else work, machine.gpus, pace)
+    def cost_of(j): return cost(j, machine.device, work_of(j) if work_of else work, machine.gpus, pace, sharding=machine.sharding)
     costs = {}
     def hours(j):
         costs[j] = cost_of(j)
@@ -253,7 +253,7 @@ def _applied(job, done):
 
 # %% ../../nbs/planning/advice.ipynb #85ac60db
 def suggest(
-    job:Job, # As the config has it, its `accumulation` included
+    job:Job, # Of one GPU, its micro-batches per step as `accumulation`
     machine:Machine, # With known memory
     hours=None # Job → hours, where they are known
 )->Suggestion|None: # None: nothing to improve, or nothing that helps
@@ -267,7 +267,7 @@ def suggest(
     if not found or (good and found[0].batch==job.batch): return None
     new,room = found
     changes = {k: r.value for k,r in done.items() if k!=KEYS['batch']}
-    if new.batch!=job.batch: changes |= {KEYS['batch']: new.batch, KEYS['accumulation']: new.accumulation}
+    if new.batch!=job.batch: changes |= {KEYS['batch']: new.batch, KEYS['accumulation']: new.accumulation*machine.gpus}
     return Suggestion(changes, new, room, _why(good, job, new, total*machine.gpus))
 
 def _why(good, job, new, rows):

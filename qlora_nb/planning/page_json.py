@@ -99,6 +99,7 @@ def plan_dict(p)->dict: # Values that `json.dumps` takes
         hours=None if p.verdict=='no' else p.cost.hours,
         dollars=None if p.verdict=='no' else p.cost.dollars,
         limit=p.cost.limit,
+        communication=p.cost.traffic and p.cost.traffic.to_dict(),
         gpu_verdicts=[_gpu_dict(p, v) for v in p.gpu_verdicts],
         job=_job_dict(p.job),
         notes=p.notes)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FITTED', 'SLOW_HOSTS', 'SPREAD', 'NO_ROW', 'SAME', 'OTHER', 'GROUPS', 'WORTH', 'MILLION', 'LIMITS', 'Fitted', 'Step',
-           'seconds', 'step_time', 'paced', 'padded', 'grouped', 'padding', 'Work', 'work', 'Cost', 'cost', 'fmt_hours',
-           'fmt_dollars']
+           'seconds', 'step_time', 'paced', 'padded', 'grouped', 'padding', 'Work', 'work', 'Cost', 'shared', 'cost',
+           'fmt_hours', 'fmt_dollars']
 
 # %% ../../nbs/planning/time.ipynb #d10587fe
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot
 
 from ..errors import QLoRAError, mistyped
@@ -16,6 +16,7 @@ from ..facts.hardware import Device, Rates, gpu, rates, same_gpu
 from ..facts.prices import STARTED, price_notes, session_notes
 from .bands import pace_key
 from ..simulation.job import Job
+from ..speed.sharing import MOST, Traffic, micro_batches, traffic
 from ..speed.work import Amounts, Code, amounts
 
 # %% ../../nbs/planning/time.ipynb #bbf72505
@@ -82,13 +83,14 @@ def seconds(
 def step_time(
     job:Job, # What one step computes
     device:Device, # Of the catalogue, or with its figures
-    code:Code|None=None # How it is computed; as the GPU lets expect when left out
+    code:Code|None=None, # How it is computed; as the GPU lets expect when left out
+    shards:int=1 # GPUs that divide the optimizer's work
 )->Step|None: # None where the speed is not known
     "Time of one micro-batch, forward and backward"
     reached = rates(device)
     if reached is None or job.device=='cpu' or (job.dtype=='bfloat16' and not device.bf16): return None
     code = code or Code(slow_host=any(same_gpu(name, device.name) for name in SLOW_HOSTS))
-    whole,by = seconds(amounts(job, code), reached, code, rocm=device.kind=='rocm')
+    whole,by = seconds(amounts(job, code, shards), reached, code, rocm=device.kind=='rocm')
     spread,said = _spread(device, job)
     return Step(whole, spread, max(by, key=by.get), said)
 
@@ -159,6 +161,7 @@ MILLION = Work(10**6, 'for a million tokens, since the rows are not known yet')
 def work(
     tokens=None, # Tokens of the training rows, or the length of each row
     training=None, # The `training` section of the config
+    gpus:int=1 # GPUs that share a step
 )->Work:
     "The tokens of a whole run"
     if tokens is None: return MILLION
@@ -170,7 +173,7 @@ def work(
     if not lengths or min(lengths)<1: raise QLoRAError('every row has at least one token', key='tokens', value=len(lengths) and min(lengths))
     cut,batch = [min(n, training.max_length) for n in lengths],training.per_device_train_batch_size
     once = sum(cut)*padding(cut, training)
-    steps = batch*training.gradient_accumulation_steps
+    steps = batch*gpus*micro_batches(training.gradient_accumulation_steps, gpus) # Rows of a step
     runs,how = training.num_train_epochs,f'{training.num_train_epochs:g} epochs'
     if training.max_steps: runs,how = training.max_steps*steps/len(cut),f'{training.max_steps:,} steps of {steps} rows'
     return Work(round(once*runs), f'{len(cut):,} rows, {sum(cut):,} tokens, {how}, padding included', len(cut), max(lengths))
@@ -184,29 +187,52 @@ class Cost:
     said: str = '' # What the hours rest on
     notes: tuple = () # Start-up, prices and their age, sessions
     limit: str = '' # What takes most of a step: a key of `LIMITS`
+    traffic: Traffic|None = None # What several GPUs send each other
 
 LIMITS = dict( # What takes most of a step → in words
     matmul='matrix products',
     memory='memory traffic',
     launch='kernel launches, so a larger micro-batch is faster',
-    host='kernel launches from a slow CPU, so a larger micro-batch is faster')
+    host='kernel launches from a slow CPU, so a larger micro-batch is faster',
+    link='the link between the GPUs, so a larger micro-batch is faster')
 
+# %% ../../nbs/planning/time.ipynb #816a92a1
+def shared(
+    step:Step, # Of one GPU
+    sent:Traffic|None # What several send each other; None: one GPU
+)->tuple: # The step with what limits it, and its seconds at best and at worst
+    "The range of a step with what the GPUs send each other: from all of it hidden to none"
+    if sent is None: return step,step.range
+    (quick,slow),(fast,most) = step.range,sent.seconds
+    limit = 'link' if (fast+most)/2>step.seconds else step.limit
+    return replace(step, limit=limit),(max(quick, fast), slow+most)
+
+def _apart(device, gpus):
+    across = 'the time of a run across machines is not known'
+    if gpus>MOST: return f'{across}: a machine has at most {MOST} GPUs, not {gpus:,}'
+    return f'{across}: {device.name} is one GPU per machine'
+
+# %% ../../nbs/planning/time.ipynb #7b24d40e
 def cost(
     job:Job, # One micro-batch
     device:Device, # The GPU
     work:Work=MILLION, # Of the whole run
     gpus:int=1, # GPUs of this kind
     own:tuple=(), # What runs on this machine measured: `Pace`s
-    today=None # The day whose prices are wanted
+    today=None, # The day whose prices are wanted
+    sharding:str='ddp' # How several share a run: ddp or fsdp
 )->Cost:
     "Hours and dollars of a run"
-    step = paced(job, step_time(job, device), own)
+    step = paced(job, step_time(job, device, shards=gpus if sharding=='fsdp' else 1), own)
     if step is None: return Cost(None, None, f'no speed is known for {job.dtype} on {device.name}')
-    hours = tuple(s*work.tokens/job.tokens/gpus/3600 for s in step.range)
+    sent = traffic(job, device, gpus, sharding) if gpus>1 else None
+    if gpus>1 and sent is None: return Cost(None, None, _apart(device, gpus))
+    step,(quick,slow) = shared(step, sent)
+    hours = tuple(s*work.tokens/job.tokens/gpus/3600 for s in (quick, slow))
     dollars = device.usd and (hours[0]*device.usd[0]*gpus, hours[1]*device.usd[1]*gpus)
     notes = (STARTED, *price_notes(device, today), *session_notes(device, hours))
     limit = f'a step is limited by {LIMITS[step.limit]}; ' if step.limit else ''
-    return Cost(hours, dollars, limit+step.said, notes if device.kind!='cpu' else (), step.limit)
+    return Cost(hours, dollars, limit+step.said, notes if device.kind!='cpu' else (), step.limit, sent)
 
 # %% ../../nbs/planning/time.ipynb #c110c41e
 def fmt_hours(hours)->str: # e.g. `1.6–2.7 h`

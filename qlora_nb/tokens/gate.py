@@ -15,6 +15,7 @@ from .checks import says
 from .encoding import SAID, Finding, Rules, encode_to_disk
 from .kept import find_rows, rows_key, store_rows
 from ..data.messages import Asked
+from ..data.names import training_names
 from .prompts import Prompts
 from .preview import data_html, data_text, sample_html, sample_text
 from ..data.rows import Messages, Rows, no_rows, read
@@ -258,8 +259,8 @@ def prepare(
     expect('namespace', namespace, dict|None, VARIABLES)
     if not hasattr(tok, 'eos_token'): raise mistyped('tok', tok, 'a tokenizer, as AutoTokenizer.from_pretrained gives it')
     data,training = config.data,config.training
+    names = training_names(data)
     template = choose_template(tok, data.chat_template)
-    names = (data.train,) if isinstance(data.train, str) else tuple(data.train)
     one = 'data.weights needs several sources, but data.train names one'
     if data.weights and len(names)<2: raise QLoRAError(one, key='data.weights', value=data.weights)
     rows,held = _read(config, names, 'train', namespace, folder),None

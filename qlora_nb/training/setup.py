@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from ..config.resolve import resolve
 from ..tokens.checks import check_ids
 from ..tokens.gate import prepare
+from ..data.names import training_names
 from ..data.sources import table_parts
 from ..errors import QLoRAError
 from ..facts.checkpoint import weights_id
@@ -57,8 +58,7 @@ def kept_rows(run, space)->dict: # Variable → rows
 def variables(config, space)->list: # Names
     "The variables that hold rows of this run"
     data = config.data
-    train = (data.train,) if isinstance(data.train, str) else data.train
-    names = dict.fromkeys([*train, *((data.validation,) if data.validation else ())])
+    names = dict.fromkeys([*training_names(data), *((data.validation,) if data.validation else ())])
     return [name for name in names if name.isidentifier() and name in space and name!='demo']
 
 def plain_rows(name:str, value)->list: # Dicts

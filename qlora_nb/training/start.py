@@ -14,13 +14,14 @@ from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from ..config.cell import as_config
 from ..config.places import rooted
+from ..data.names import training_names
 from ..errors import VARIABLES, QLoRAError, expect
 from ..quiet import quiet
 from ..render import page
-from ..store.checkpoints import checkpoints, latest
+from ..store.checkpoints import checkpoints, latest, unusable
 from ..store.folder import Lock, find_run, go_on, read_about, versions, write_about
 from ..store.secrets import redact
-from ..store.files import flaw, write_whole
+from ..store.files import write_whole
 from ..store.mirror import catch_up, names_at
 from .report import run_html, run_text
 from .resume import config_of, written
@@ -68,7 +69,7 @@ def unexpected(e)->QLoRAError:
 def keep_model(run):
     "The trained model as it is used afterwards, and its adapter in the run folder"
     trainer,best = run.trainer,run.folder/f'checkpoint-{run.best}'
-    if run.config.training.load_best_model_at_end and not run._stop.is_set() and not flaw(best):
+    if run.config.training.load_best_model_at_end and not run._stop.is_set() and not unusable(best):
         trainer._load_from_checkpoint(str(best))
         run.note(f'the adapter is that of step {run.best}, where the validation loss was lowest')
     run.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
@@ -134,6 +135,7 @@ def new_run(
     expect('name', name, str|None, 'a name for the folder of the run')
     expect('max_steps', max_steps, int|None, 'a number of steps')
     config = as_config(config)
+    training_names(config.data)
     cell,config = config.to_yaml(),rooted(config, namespace or ())
     if max_steps: config = config.with_(**{'training.max_steps': max_steps})
     run = Run(config, new_folder(config, name))
@@ -220,8 +222,10 @@ def old_run(
     expect('micro_batch', micro_batch, int|None, 'a number of rows')
     expect('output_dir', output_dir, str|Path, 'a folder of runs')
     expect('mirror_dir', mirror_dir, str|Path|None, 'a folder of runs, or hf://user/name')
-    if config is not None: config = as_config(config)
-    if config: output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
+    if config is not None:
+        config = as_config(config)
+        training_names(config.data)
+        output_dir,mirror_dir = config.output.output_dir,config.output.mirror_dir
     folder = find_run(name, output_dir, mirror_dir)
     lock = Lock(folder).take()
     try: further = catch_up(folder, mirror_dir or written(folder).output.mirror_dir)

@@ -26,10 +26,11 @@ def _architecture(model):
 def _show_rows(config, space):
     "One line for each source that is at hand: its form and its first row"
     from qlora_nb.data.messages import Asked
+    from qlora_nb.data.names import training_names
     from qlora_nb.data.rows import peek
     data = config.data
-    if 'hub' in config.kinds['data.train']: return
-    names = (data.train,) if isinstance(data.train, str) else data.train
+    if data.train is None or 'hub' in config.kinds['data.train']: return
+    names = training_names(data)
     asked = Asked.of(data)
     try: display(peek(names, space, asked, data.split))
     except QLoRAError as e:
@@ -69,11 +70,13 @@ class ConfigMagics(Notebook):
         argument('--browse', action='store_true', help='Step through all training rows below the report, by keyboard or with buttons'))
     def qlora_data(self, args):
         "Show the rows as they will be trained on: format, template, trained tokens, lengths, what is cut"
+        from qlora_nb.data.names import training_names
         from qlora_nb.tokens.gate import prepare
         from qlora_nb.quiet import quiet
         from qlora_nb.training.loading import load_tokenizer
         from qlora_nb.ui.browser import browse
         config = self.needs_config()
+        training_names(config.data)
         with quiet():
             tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code)
             data = prepare(config, tokenizer, self.shell.user_ns)
