@@ -115,7 +115,8 @@ class PlanMagics(Notebook):
         if args.markdown: print(planned.to_markdown())
 
     def _explore(self, planned, args):
-        from qlora_nb.ui.explorer import Controls, Explorer
+        from qlora_nb.ui.controls import Controls
+        from qlora_nb.ui.explorer import Explorer
         from qlora_nb.ui.panels import has_frontend
         if not has_frontend(): raise QLoRAError(NEEDS_NOTEBOOK, key='%qlora_plan')
         config = planned.config.with_(**{'hardware.gpu': planned.device.name}) if args.gpu else planned.config
