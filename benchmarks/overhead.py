@@ -29,7 +29,7 @@ def one(kind, steps, out):
     else: run = train(cell, name='run')
     said = {e['event']: e['time'] for e in events(run.folder)}
     print()
-    print(json.dumps(dict(wall=said['finished']-said['train_begin'], own=run.own_seconds+run.trial_seconds, checkpoints=len([e for e in events(run.folder) if e['event']=='checkpoint']))))
+    print(json.dumps(dict(wall=said['finished']-said['train_begin'], own=run.own_seconds, trial=run.trial_seconds, checkpoints=len([e for e in events(run.folder) if e['event']=='checkpoint']))))
 
 def run(kind, steps):
     with tempfile.TemporaryDirectory() as out:
@@ -51,9 +51,10 @@ def main():
     for i in range(a.pairs):
         pairs.append({k: run(k, a.steps) for k in (('full', 'bare') if i%2==0 else ('bare', 'full'))})
         f,b = pairs[-1]['full'],pairs[-1]['bare']
-        print(f'pair {i+1}: full {f["wall"]:.1f} s, of it {f["own"]:.2f} s inside our code ({f["own"]/f["wall"]:.2%}, {f["checkpoints"]} checkpoints); bare {b["wall"]:.1f} s', flush=True)
+        print(f'pair {i+1}: full {f["wall"]:.1f} s, of it {f["own"]:.2f} s inside our code ({f["own"]/f["wall"]:.2%}, {f["checkpoints"]} checkpoints) and {f["trial"]:.2f} s in the trial batch; bare {b["wall"]:.1f} s', flush=True)
     print(f'{a.pairs} pairs of {a.steps} steps; median (lowest to highest)')
-    print('share of the wall time inside our code, trial batch and checkpoints included:', spread([p['full']['own']/p['full']['wall'] for p in pairs]))
+    print('share of the wall time inside our code, checkpoints included:', spread([p['full']['own']/p['full']['wall'] for p in pairs]))
+    print('share of the trial batch, a forward and backward pass of the longest batch:', spread([p['full']['trial']/p['full']['wall'] for p in pairs]))
     print('wall time, full / bare:', spread([p['full']['wall']/p['bare']['wall'] for p in pairs]))
 
 if __name__=='__main__': main()

@@ -7,15 +7,21 @@ that they have not seen is printed as well: each GPU in turn is left out of the 
     python benchmarks/published_time.py benchmarks/data/measured_time.json [--json OUT] [--fit]
 
 Exit status 0 if the judged rows are within the limits. Apart, and not judged: AMD GPUs, whose rows come from one stack with kernels of its own,
-and rows whose number of tokens is an estimate (quality C)."""
+rows whose number of tokens is an estimate (quality C), and rows of several GPUs. Of those the range is shown with what the GPUs send each other, from all of it
+hidden behind computing to none of it; with `ddp` and adapters that is next to nothing, so such a row is judged as one of a single GPU as well.
+`benchmarks/data/measured_multi_time.json` has more of them."""
 import argparse, json, math, statistics, sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent)) # Also where this file is loaded by its path
+from published_gpus import gpus_of, sharding_of
 from qlora_nb.errors import QLoRAError
 from qlora_nb.facts.hardware import gpu, rates
 from qlora_nb.facts.models import from_config
-from qlora_nb.planning.time import FITTED, SPREAD, Code, amounts, seconds, step_time
+from qlora_nb.planning.time import FITTED, SPREAD, seconds, shared, step_time
+from qlora_nb.speed.sharing import traffic
+from qlora_nb.speed.work import Code, amounts
 from qlora_nb.render import text_table
 from qlora_nb.simulation.job import make_job, stack
 
@@ -91,20 +97,34 @@ def predict(row): # → Step, and what a fit needs: amounts, rates, code, AMD or
     if step is None: raise QLoRAError(f'no speed is known for {job.dtype} on {device.name}')
     return step,device,(amounts(job, code), rates(device), code, device.kind=='rocm')
 
+def on_several(row): # → number of GPUs, how they share, seconds at best and at worst, what limits them; raises QLoRAError
+    "The same for a row of several GPUs, with what they send each other"
+    n,how,job,device = gpus_of(row),sharding_of(row),job_of(row),device_of(row)
+    step = step_time(job, device, code_of(row), n if how=='fsdp' else 1)
+    sent = traffic(job, device, n, how)
+    if step is None: raise QLoRAError(f'no speed is known for {job.dtype} on {device.name}')
+    if sent is None: raise QLoRAError(f'ran on {n} GPUs: more than one machine')
+    limited,(low,high) = shared(step, sent)
+    return n,how,low,high,limited.limit
+
 def judge(row, number):
     "One row of the report"
     row = row if isinstance(row, dict) else {}
     out = dict(id=str(row.get('id') or f'row {number}'), gpu=str(row.get('gpu')), method=str(row.get('method')), measured_seconds=None, predicted_seconds=None, low=None,
-        high=None, inside=None, skipped='', apart='', tokens=0, case=None, spread=None)
+        high=None, inside=None, skipped='', apart='', tokens=0, case=None, spread=None, several=None)
     try:
         out['measured_seconds'] = measured(row)
         step,device,case = predict(visible(row))
+        several = on_several(visible(row)) if gpus_of(row)>1 else None
     except QLoRAError as e: return out|dict(skipped=str(e))
     except Exception as e: return out|dict(skipped=f'{type(e).__name__}: {e}') # A row that is malformed in a way not thought of
     low,high = step.range
     apart = 'AMD GPU' if device.kind=='rocm' else 'tokens estimated' if row.get('quality')=='C' else ''
+    if several and several[1]!='ddp':
+        apart,(low,high) = 'several GPUs',several[2:4]
+        step = replace(step, seconds=math.sqrt(low*high))
     return out|dict(gpu=device.name, predicted_seconds=step.seconds, low=low, high=high, inside=low<=out['measured_seconds']<=high, apart=apart, case=case,
-        tokens=row['micro_batch']*row['seq_len'], spread=step.spread)
+        tokens=row['micro_batch']*row['seq_len'], spread=step.spread, several=several)
 
 def errors(rows): return [abs(math.log(r['measured_seconds']/r['predicted_seconds'])) for r in rows]
 
@@ -161,19 +181,33 @@ def line(r):
     known = (f"{r['predicted_seconds']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}", 'inside' if r['inside'] else 'outside') if r['low'] else ('', '', r['skipped'])
     return r['id'] if len(r['id'])<66 else '…'+r['id'][-65:],took,*known,r['apart']
 
+def line_of_several(r):
+    n,how,low,high,limit = r['several']
+    took = r['measured_seconds']
+    off = 'inside' if low<=took<=high else f'×{took/high:.2f} the longest' if took>high else f'×{took/low:.2f} the shortest'
+    return r['id'] if len(r['id'])<66 else '…'+r['id'][-65:],f"{n} × {r['gpu']}",how,f'{took:.3f}',f'{low:.3f} to {high:.3f}',off,limit
+
+def table_of_several(rows):
+    held = sum(r['several'][2]<=r['measured_seconds']<=r['several'][3] for r in rows)
+    head = ('row', 'GPUs', '', 'seconds', 'range', '', 'limited by')
+    title = f'Several GPUs, a micro-batch on each: {held} of {len(rows)} inside their range, apart'
+    return text_table([line_of_several(r) for r in rows], head, title, num=(3, 4))
+
 def report(rows):
     "Rows, then errors by class"
-    judged,apart = [r for r in rows if r['low'] and not r['apart']],[r for r in rows if r['low'] and r['apart']]
+    judged,apart = [r for r in rows if r['low'] and not r['apart']],[r for r in rows if r['low'] and r['apart'] and r['apart']!='several GPUs']
+    shared = [r for r in rows if r['several']]
     out = [text_table([line(r) for r in rows], ('row', 'seconds', 'predicted', 'range', '', 'apart'), num=(1, 2, 3))]
     if judged:
         out += [table(judged, title, key) for title,key in (('GPU', lambda r: r['gpu']), ('method', lambda r: r['method']), ('tokens of one pass', lambda r: size(r['tokens'])))]
         out.append(table(judged, '', lambda r: 'all judged rows'))
     if apart: out.append('Apart, not judged:\n'+table(apart, 'GPU', lambda r: f"{r['gpu']} ({r['apart']})"))
+    if shared: out.append(table_of_several(shared))
     known = left_out([*judged, *(r for r in apart if r['apart']=='AMD GPU')])
     unseen = [(name, s['n'], *(f'×{s[k]:.2f}' for k in ('median', 'p90', 'worst'))) for name,s in ((n, spread(e)) for n,e in known.items())]
     if unseen: out.append(text_table(unseen, ('left out of the fit', 'rows', 'median', 'p90', 'worst'), num=(1, 2, 3, 4)))
     skipped = [r for r in rows if r['skipped']]
-    return '\n\n'.join([*out, f"{len(judged)} rows judged, {len(apart)} apart, {len(skipped)} skipped."])
+    return '\n\n'.join([*out, f"{len(judged)} rows judged, {len(rows)-len(judged)-len(skipped)} apart, {len(skipped)} skipped."])
 
 def within(rows): # → what is outside the limits
     "The judged rows against the limits"

@@ -9,11 +9,13 @@ from hypothesis import Phase, given, settings, strategies as st
 
 from qlora_nb.planning import fit as home
 from qlora_nb.errors import QLoRAError
-from qlora_nb.planning.fit import BASE, CONTEXT, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, fit, gathered, loading, peak, reserved, spread
+from qlora_nb.planning.estimate import moments
+from qlora_nb.planning.fit import BASE, CONTEXT, LIBRARIES, PROCESS, WASTE, Fit, Machine, Peak, alike, fit, gathered, loading, peak, reserved, spread
 from qlora_nb.planning.advice import KEYS, SOLVED, setting_changes, largest, solve, solved_for, suggest
 from qlora_nb.facts.hardware import Device, gpu
 from qlora_nb.facts.models import find
 from qlora_nb.planning.planner import plan
+from qlora_nb.methods.storage import SIZE
 from qlora_nb.render import GiB
 from qlora_nb.simulation.job import make_job, stack
 
@@ -100,8 +102,13 @@ def test_several_cards(job, n, how):
         return
     one,each = peak(job),spread(peak(job), job, m)
     assert each.tensors==sum(each.components.values())==each.phases[each.binding] and max(each.phases.values())==each.tensors
-    if how=='ddp': assert each.tensors-one.tensors==each.components['buckets']>0 and each.paged==one.paged
-    else: assert spread(one, job, replace(m, gpus=n+1)).tensors<=each.tensors and 0<=each.components['gathered']<=gathered(job, one)
+    if how=='ddp':
+        size = job.trainable*SIZE[job.trained_dtype]
+        assert {k: each.phases[k]-one.phases[k] for k in one.phases}==dict(load=0, forward=size, backward=size, optimizer=size) and each.paged==one.paged
+    else:
+        phase,share = each.binding,moments(alike(job))[each.binding]
+        assert spread(one, job, replace(m, gpus=n+1)).tensors<=each.tensors and each.components['gathered']==gathered(job, phase, share.head)>=0
+        assert each.components['weights']==round(share.groups['weights']/n) and each.components.get('activations')==share.groups.get('activations')
     assert spread(one, job, card(GiB)) is one
 
 

@@ -14,7 +14,8 @@ from qlora_nb.facts.machine import detect
 from qlora_nb.facts.models import find
 from qlora_nb.facts.prices import SESSIONS, age, price_notes, session_notes
 from qlora_nb.planning.bands import pace_key
-from qlora_nb.planning.time import FITTED, NO_ROW, SPREAD, Code, amounts, cost, fmt_hours, seconds, step_time
+from qlora_nb.planning.time import FITTED, NO_ROW, SPREAD, cost, fmt_hours, seconds, step_time
+from qlora_nb.speed.work import Code, amounts
 from qlora_nb.simulation.job import make_job
 from qlora_nb.store.folder import read_about, write_about
 from qlora_nb.training.start import train
@@ -132,9 +133,10 @@ def test_the_order_of_gpus_follows_what_was_measured():
 
 def test_a_short_step_costs_its_launches():
     job,fast = on('B200', length=128),gpu('B200')
-    assert step_time(job, fast).limit=='launches' and 'a larger micro-batch' in cost(job, fast).said
+    assert step_time(job, fast).limit=='launch' and 'a larger micro-batch' in cost(job, fast).said
     assert step_time(job.changed(batch=8), fast).seconds<2*step_time(job, fast).seconds
-    assert step_time(on('T4', batch=8, length=2048), gpu('T4')).limit!='launches'
+    assert step_time(on('T4', length=128), gpu('T4')).limit=='host'
+    assert step_time(on('T4', batch=8, length=2048), gpu('T4')).limit!='host'
 
 
 def test_full_fine_tuning_has_hours():

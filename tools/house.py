@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = 'qlora_nb'
 FLOORS = ( # A module imports from its own folder and from folders further down
-    ('teach',), ('ui',), ('results',), ('training',), ('planning',), ('simulation',), ('config',), ('tokens',), ('data', 'methods'), ('tasks',), ('facts',), ('store',),
+    ('teach',), ('ui',), ('results',), ('training',), ('planning',), ('speed',), ('simulation',), ('config',), ('tokens',), ('data', 'methods'), ('tasks',), ('screens',), ('facts',), ('store',),
     ('ground',))
 LIMITS = dict(rooms=12, lines=300, mean_tokens=12, module_tokens=14, long_percent=3, tuples=1, lambdas=6)
 SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING}

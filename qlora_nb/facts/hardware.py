@@ -44,6 +44,8 @@ class Device(Shown):
     measured: float|None = None # TFLOP/s that large 16-bit products reach in a long run
     float32: float|None = None # The same in float32, without TF32
     rates: str = '' # Where these two come from
+    link: str = '' # What joins several of them in one machine, e.g. `NVLink 4`
+    link_gbs: tuple|None = None # Bus bandwidth measured on it, lowest and highest, GB/s
 
     @property
     def usd(self):
@@ -69,13 +71,15 @@ def same_gpu(a:str, b:str)->bool: # e.g. `Tesla T4` and `T4`
 # %% ../../nbs/facts/hardware.ipynb #7ee052ae
 OWN = 'QLORA_NB_GPUS'
 _KEYS = ('name', 'also', 'kind', 'usable_gib', 'capability', 'source', 'bandwidth_gbs', 'tflops', 'spec', 'measured_tflops',
-    'float32_tflops', 'rates', 'prices', 'date', 'bf16')
+    'float32_tflops', 'rates', 'link', 'link_gbs', 'prices', 'date', 'bf16')
 _NUMBERS = ('usable_gib', 'bandwidth_gbs', 'tflops', 'measured_tflops', 'float32_tflops')
 _PRICE = {'usd', 'provider', 'page', 'date'} # And `kind`, which may be left out
 
 def _is_number(value): return value is None or type(value) in (int, float) and value>0
 def _is_price(value): return isinstance(value, dict) and set(value)-{'kind'}==_PRICE
+def _is_band(value): return value is None or isinstance(value, list) and len(value)==2 and all(value) and all(map(_is_number, value)) and value[0]<=value[1]
 
+# %% ../../nbs/facts/hardware.ipynb #50ba698f
 def _checked(entry, file):
     if not isinstance(entry, dict) or not isinstance(entry.get('name'), str):
         raise QLoRAError(f'{file}: every entry of `gpus` needs a `name`', value=entry)
@@ -87,6 +91,8 @@ def _checked(entry, file):
         raise QLoRAError(f'{file}: {bad} of {name} must be a positive number or null, got {entry[bad]!r}', value=entry[bad])
     if not all(map(_is_price, entry.get('prices', ()))):
         raise QLoRAError(f'{file}: each price of {name} has `usd`, `provider`, `page` and `date`', value=entry['prices'])
+    if not _is_band(entry.get('link_gbs')):
+        raise QLoRAError(f'{file}: link_gbs of {name} must be two numbers, the lower first, got {entry["link_gbs"]!r}', value=entry['link_gbs'])
     return entry
 
 # %% ../../nbs/facts/hardware.ipynb #62585746
@@ -109,8 +115,9 @@ def _device(entry):
     source = f"{entry.get('source', OWN)} ({entry.get('date', 'no date')})"
     speed = dict(bandwidth=entry.get('bandwidth_gbs'), tflops=entry.get('tflops'), spec=entry.get('spec', ''),
         measured=entry.get('measured_tflops'), float32=entry.get('float32_tflops'), rates=entry.get('rates', ''))
+    joined = dict(link=entry.get('link', ''), link_gbs=tuple(entry['link_gbs']) if entry.get('link_gbs') else None)
     return Device(entry.get('kind', 'cuda'), entry['name'], gib and round(gib*GiB), capability, native, source=source,
-        prices=tuple(Price(**p) for p in prices), **speed)
+        prices=tuple(Price(**p) for p in prices), **speed, **joined)
 
 # %% ../../nbs/facts/hardware.ipynb #882b4f65
 @cache

@@ -8,8 +8,11 @@ __all__ = ['plan_dict']
 # %% ../../nbs/planning/page_json.ipynb #2bd16757
 from dataclasses import asdict
 
+from ..screens.answer import headline, is_whole
+from ..screens.ranking import START, offer
+
 # %% ../../nbs/planning/page_json.ipynb #b70b041a
-def _gpu_dict(c):
+def _gpu_dict(p, c):
     return dict(
         name=c.device.name,
         usable_bytes=c.device.memory,
@@ -17,8 +20,23 @@ def _gpu_dict(c):
         margin_bytes=c.fit.margin,
         device_bytes=c.fit.device,
         largest_batch=c.batch,
-        hours=c.cost.hours,
-        dollars=c.cost.dollars)
+        batch=p.job.batch,
+        hours=None if c.verdict=='no' else c.cost.hours,
+        dollars=None if c.verdict=='no' else c.cost.dollars,
+        limit=c.cost.limit,
+        best=c.best and _best_dict(c.best, offer(c, p.machine.gpus, START if is_whole(p) else 0).dollars),
+        prices=[asdict(price) for price in c.device.prices])
+
+def _best_dict(best, dollars):
+    return dict(
+        batch=best.job.batch,
+        accumulation=best.job.accumulation,
+        verdict=best.fit.verdict,
+        device_bytes=best.fit.device,
+        hours=best.cost.hours,
+        dollars=best.cost.dollars,
+        run_dollars=dollars,
+        limit=best.cost.limit)
 
 def _job_dict(j):
     d = {k: v for k,v in vars(j).items() if k not in ('arch', 'method', 'section', 'storage', 'stack')}
@@ -42,10 +60,10 @@ def _option_dict(p, o):
         tensors_bytes=f.tensors,
         device_bytes=f.device,
         verdict=f.verdict,
-        hours=p.cost_of(o).hours)
+        hours=None if f.verdict=='no' else p.cost_of(o).hours)
 
 # %% ../../nbs/planning/page_json.ipynb #79dc59ab
-def _change_dict(change): return dict(name=change.name, change=change.said, bytes=change.bytes, verdict=change.fit.verdict)
+def _change_dict(change): return dict(name=change.name, key=change.key, change=change.said, bytes=change.bytes, verdict=change.fit.verdict)
 
 def _suggestion_dict(s): return s and dict(changes=s.changes, verdict=s.fit.verdict, device_bytes=s.fit.device, why=s.why)
 
@@ -56,6 +74,7 @@ def plan_dict(p)->dict: # Values that `json.dumps` takes
     "A plan with every figure in bytes, hours and dollars"
     return dict(
         model=p.architecture.name,
+        answer=headline(p),
         gpu=p.device.name,
         gpus=p.machine.gpus,
         sharding=p.machine.sharding or None,
@@ -76,8 +95,11 @@ def plan_dict(p)->dict: # Values that `json.dumps` takes
         setting_changes=[_change_dict(k) for k in p.setting_changes],
         suggestion=_suggestion_dict(p.suggestion),
         work=dict(tokens=p.work.tokens, said=p.work.said),
-        hours=p.cost.hours,
-        dollars=p.cost.dollars,
-        gpu_verdicts=[_gpu_dict(v) for v in p.gpu_verdicts],
+        batch=p.job.batch,
+        hours=None if p.verdict=='no' else p.cost.hours,
+        dollars=None if p.verdict=='no' else p.cost.dollars,
+        limit=p.cost.limit,
+        communication=p.cost.traffic and p.cost.traffic.to_dict(),
+        gpu_verdicts=[_gpu_dict(p, v) for v in p.gpu_verdicts],
         job=_job_dict(p.job),
         notes=p.notes)

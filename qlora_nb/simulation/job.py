@@ -8,6 +8,7 @@ __all__ = ['STACKS', 'Stack', 'stack', 'detect', 'Job', 'make_job']
 # %% ../../nbs/simulation/job.ipynb #78bbbc34
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 
 from ..errors import QLoRAError, nearest
 from ..facts.architecture import Architecture
@@ -101,6 +102,8 @@ class Job:
     def tokens(self): return self.batch*self.length
     @property
     def trained(self): return self.method.tensors(self.arch, self.section) # `(shape, count)` of the trained tensors
+    @property
+    def trainable(self): return sum(prod(shape)*n for shape,n in self.trained) # Parameters that are trained
 
     @property
     def trained_dtype(self): return self.stack.adapter_dtype if self.method.adapters else self.dtype # Of trained tensors and gradients

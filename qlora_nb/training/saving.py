@@ -10,8 +10,8 @@ import errno, json, os, shutil, time
 from dataclasses import dataclass
 from pathlib import Path
 from ..errors import QLoRAError
-from ..store.checkpoints import checkpoints, retain
-from ..store.files import flaw, seal, sync
+from ..store.checkpoints import checkpoints, retain, seal_checkpoint, unusable
+from ..store.files import sync
 from ..store.mirror import mirror
 from .run import Run, patch
 
@@ -81,12 +81,12 @@ class Saving:
         run = self.run
         beside = run.folder/'.saving'/target.name
         if not (run.folder/'run.json').is_file(): raise FileNotFoundError('its folder was moved or deleted while it trained')
-        if not flaw(target): return
+        if not unusable(target): return
         shutil.rmtree(beside.parent, ignore_errors=True)
         self.state.log_history = [log for log in self.state.log_history if log['step']==self.state.global_step]
         super()._save_checkpoint(model, None)
         (beside/PROGRESS).write_text(json.dumps(self.progress_now()))
-        seal(beside)
+        seal_checkpoint(beside, () if self.accelerator.scaler is None else ('scaler.pt',))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(beside, target)
         sync(run.folder)

@@ -18,10 +18,10 @@ from ..data.names import training_names
 from ..errors import VARIABLES, QLoRAError, expect
 from ..quiet import quiet
 from ..render import page
-from ..store.checkpoints import checkpoints, latest
+from ..store.checkpoints import checkpoints, latest, unusable
 from ..store.folder import Lock, find_run, go_on, read_about, versions, write_about
 from ..store.secrets import redact
-from ..store.files import flaw, write_whole
+from ..store.files import write_whole
 from ..store.mirror import catch_up, names_at
 from .report import run_html, run_text
 from .resume import config_of, written
@@ -69,7 +69,7 @@ def unexpected(e)->QLoRAError:
 def keep_model(run):
     "The trained model as it is used afterwards, and its adapter in the run folder"
     trainer,best = run.trainer,run.folder/f'checkpoint-{run.best}'
-    if run.config.training.load_best_model_at_end and not run._stop.is_set() and not flaw(best):
+    if run.config.training.load_best_model_at_end and not run._stop.is_set() and not unusable(best):
         trainer._load_from_checkpoint(str(best))
         run.note(f'the adapter is that of step {run.best}, where the validation loss was lowest')
     run.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
