@@ -13,7 +13,8 @@ from IPython.core.magic import line_cell_magic, line_magic, magics_class, no_var
 from IPython.display import display
 from ..errors import QLoRAError
 from ..render import Shown, html_table, text_table
-from .arguments import argument, assigned, interrupts_noted, takes
+from ..interrupts import interrupts_noted
+from .arguments import argument, assigned, takes
 from .completion import line_options, matcher
 from .notebook import Notebook, named
 
@@ -136,19 +137,20 @@ class TrainMagics(Notebook):
         argument('--micro-batch', type=int, help='With --resume: rows per forward pass; the rows per step stay the same'))
     def qlora_train(self, args):
         "Train as the config says. Interrupt the kernel (■): the current step finishes and a checkpoint is saved."
-        from qlora_nb.training.start import start
-        from qlora_nb.ui.panels import run_panel
         named(args.name)
-        run = self.assign(args.name, self._new_or_old(args))
-        try:
-            with interrupts_noted() as interrupts:
-                run.shown = True
-                start(run, self.shell.user_ns, run_panel(args.background))
-        except BaseException:
-            run.lock.drop()
-            raise
+        with interrupts_noted() as interrupts:
+            run = self._begin(args)
+            if not args.background: return run.wait()
         if interrupts: run.stop('interrupt')
-        return run if args.background else run.wait()
+        return run
+
+    def _begin(self, args):
+        from qlora_nb.training.start import or_withdrawn, start
+        from qlora_nb.ui.panels import run_panel
+        run = self._new_or_old(args)
+        run.shown = True
+        with or_withdrawn(run): start(run, self.shell.user_ns, run_panel(args.background))
+        return self.assign(args.name, run)
 
     def _new_or_old(self, args):
         from qlora_nb.training.start import new_run, old_run
