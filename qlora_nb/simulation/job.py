@@ -103,6 +103,10 @@ class Job:
     def trained(self): return self.method.tensors(self.arch, self.section) # `(shape, count)` of the trained tensors
 
     @property
+    def loaded_dtype(self): # Of the base as it is loaded, before anything is cast
+        return 'float32' if self.device=='cpu' and self.stack.upcast=='all' and self.storage.quantised else self.dtype
+
+    @property
     def trained_dtype(self): return self.stack.adapter_dtype if self.method.adapters else self.dtype # Of trained tensors and gradients
 
     def changed(self,
