@@ -2,7 +2,8 @@
 BASE = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64, intermediate_size=384, vocab_size=1024,
     max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 FEW = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
-LATENT = {k: v for k,v in BASE.items() if k!='head_dim'} | dict(num_key_value_heads=4, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
+LATENT = {k: v for k,v in BASE.items() if k!='head_dim'} | dict(num_key_value_heads=4,
+    q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
     n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=128, first_k_dense_replace=1)
 GROUPED = LATENT | dict(n_group=2, topk_group=1)
 GEMMA4 = BASE | dict(model_type='gemma4_text', global_head_dim=128, num_global_key_value_heads=1, hidden_size_per_layer_input=0,

@@ -27,7 +27,8 @@ class Step:
         self.rest = 'float32' if stack.upcast=='all' and self.quantised else job.dtype # dtype of embeddings and head
         self.norm = 'float32' if stack.upcast in ('all', 'norms') and self.quantised else job.dtype
         self.linears = {l.name: l for l in job.arch.linears}
-        self.kinds = [Step(replace(job, arch=kind), self) for kind in job.arch.kinds] or [self] # Of layers
+        kinds = [replace(job, arch=kind) for kind in job.arch.kinds]
+        self.kinds = [Step(of_kind, self) for of_kind in kinds] or [self] # Of layers
 
     @property
     def autocast(self): return self.heap.autocast
@@ -46,8 +47,7 @@ class Step:
     def by_magnitude(self, x, magnitude): return by_magnitude(self.heap, x, magnitude)
     def mlp(self, weights, x): return call(_mlp, self, weights, x)
     def normed(self, weight, x): return call(normed, self, weight, x)
-    def project(self, weights, name, x):
-        return call(project, self, weights, name, x)
+    def project(self, weights, name, x): return call(project, self, weights, name, x)
 
     def rotated(self, x):
         turn = ROTATIONS[self.arch.family.rotary]
@@ -64,7 +64,8 @@ def layer_weights(step):
         if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
         own = job.method.weights(step, l.name) if l.name in step.targets else {}
         for name,param in own.items(): weights[f'{l.name}.{name}'] = param
-    for name,width in block_norms(arch).items(): weights[name] = parameter((width,), step.norm, step.full)
+    for name,width in block_norms(arch).items():
+        weights[name] = parameter((width,), step.norm, step.full)
     if arch.family.sinks: weights['sinks'] = parameter((arch.num_attention_heads,), step.rest, step.full)
     return weights | _of_experts(step)
 
@@ -88,7 +89,8 @@ def _changed(step, weights, name, x, y):
 def _stored_linear(step, weights, name, x):
     heap,layer,stored = step.heap,step.linears[name],step.job.storage
     shape = layer.out_features,layer.in_features
-    if not stored.takes(layer): return linear(heap, x, weights[name], weights.get(name+'.bias'))
+    bias = weights.get(name+'.bias')
+    if not stored.takes(layer): return linear(heap, x, weights[name], bias)
     if stored.bits==8: return linear8(heap, x, shape)
     dtype,kept = step.job.dtype,step.stack.inputs_kept
     return linear4(heap, x, shape, dtype, stored.double_quant, kept)
@@ -109,7 +111,7 @@ def normed(step, weight, x):
     family = step.arch.family
     return rms_norm(step.heap, x, weight, family.one_plus, family.late_weight, family.power)
 
-# %% ../../nbs/simulation/block.ipynb #b4672687
+# %% ../../nbs/simulation/block.ipynb #5a6a0af6
 def _kernel(step, q, v, groups):
     job,arch = step.job,step.arch
     if job.attention!='sdpa': return 'eager' if job.attention=='eager' else 'flash'
@@ -170,7 +172,8 @@ def _attend(step, weights, q, k, v):
     kernel = _kernel(step, q, v, groups)
     if kernel=='eager':
         sinks = weights['sinks'] if family.sinks else None
-        return call(eager, heap, q, k, v, groups, step.masks[0], step.cuda, sinks, family.half_softmax)
+        mask,half = step.masks[0],family.half_softmax
+        return call(eager, heap, q, k, v, groups, mask, step.cuda, sinks, half)
     if kernel=='flash':
         joined = job.attention=='sdpa' and family.rotary_joined
         return call(flash, heap, q, k, v, groups, job.dtype, joined),None
@@ -188,7 +191,7 @@ def _attention(step, weights, x):
     out,table = _attend(step, weights, q, k, v)
     return call(project, step, weights, arch.family.out, out),table
 
-# %% ../../nbs/simulation/block.ipynb #c7a4501d
+# %% ../../nbs/simulation/block.ipynb #7734a679
 def _mlp(step, weights, x):
     heap,family = step.heap,step.arch.family
     gate = call(project, step, weights, family.mlp[0], x)
@@ -237,7 +240,7 @@ def _inner(step, weights, x, before):
     if not family.router: return _mlp(step, weights, x)
     return beside(step, weights, x, before) if family.beside else mixture(step, weights, x)
 
-# %% ../../nbs/simulation/block.ipynb #38e2e4a3
+# %% ../../nbs/simulation/block.ipynb #dc6c13d9
 def _one_after_the_other(step, weights, x):
     norms,before = step.arch.family.norms,x
     x = _norm(step, weights, norms[0], x)

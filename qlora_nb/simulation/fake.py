@@ -51,7 +51,7 @@ def cuda_layers(model):
 def _quantised(job, layer, tr):
     "The weight of a quantised layer, with its scales and tables"
     import torch
-    stored,dtype = job.storage,getattr(torch, job.dtype)
+    stored,dtype = job.storage,getattr(torch, job.loaded_dtype)
     def new(tensor):
         category = 'base weights' if tensor.group=='weights' else 'quantisation constants'
         return tr.see(torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)), category)
@@ -62,7 +62,8 @@ def _quantised(job, layer, tr):
             weight.CB,weight.SCB = weight.data,made['row scales']
             return weight
     layer.made = made
-    weight.quant_state = layer.quant_state = _quant_state(job, (layer.out_features, layer.in_features), made, job.dtype)
+    shape = layer.out_features,layer.in_features
+    weight.quant_state = layer.quant_state = _quant_state(job, shape, made, job.dtype)
     weight.bnb_quantized,weight.compress_statistics,weight.quant_type = True,stored.double_quant,stored.name
     return weight
 
