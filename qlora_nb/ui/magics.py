@@ -16,37 +16,7 @@ from ..render import Shown, html_table, text_table
 from ..interrupts import interrupts_noted
 from .arguments import argument, assigned, takes
 from .completion import line_options, matcher
-from .notebook import Notebook, named
-
-# %% ../../nbs/ui/magics.ipynb #b996848e
-def _architecture(model):
-    from qlora_nb.facts.models import find
-    try: return find(model, offline=True)
-    except QLoRAError: return None
-
-def _show_rows(config, space):
-    "One line for each source that is at hand: its form and its first row"
-    from qlora_nb.data.messages import Asked
-    from qlora_nb.data.names import training_names
-    from qlora_nb.data.rows import peek
-    data = config.data
-    if data.train is None or 'hub' in config.kinds['data.train']: return
-    names = training_names(data)
-    asked = Asked.of(data)
-    try: display(peek(names, space, asked, data.split))
-    except QLoRAError as e:
-        problem = e.errors[0]
-        raise config.error(problem.key or 'data.train', problem.message, problem.suggestion) from e
-
-# %% ../../nbs/ui/magics.ipynb #df5224c5
-def _priced(data, config):
-    from dataclasses import replace
-    from qlora_nb.planning.estimate import estimate
-    from qlora_nb.planning.planner import plan
-    try: job = plan(config).job
-    except QLoRAError: return data
-    def price(length): return estimate(replace(job, length=length)).tensors
-    return data.priced(price)
+from .notebook import Notebook, known_architecture, named, priced, show_rows
 
 # %% ../../nbs/ui/magics.ipynb #5cfc8c54
 class ConfigMagics(Notebook):
@@ -61,8 +31,8 @@ class ConfigMagics(Notebook):
         named(args.name)
         self.refused,space = True,self.shell.user_ns
         config = parse(f'%%qlora_config\n{cell}', defaults=self.settings(), namespace=space)
-        config = resolve(config, space, _architecture(config.model))
-        _show_rows(config, space)
+        config = resolve(config, space, known_architecture(config.model))
+        show_rows(config, space)
         self.config_cell,self.refused = config,False
         return self.assign(args.name, config)
 
@@ -81,7 +51,7 @@ class ConfigMagics(Notebook):
         with quiet():
             tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code)
             data = prepare(config, tokenizer, self.shell.user_ns)
-        data = self.assign(args.name, _priced(data, config))
+        data = self.assign(args.name, priced(data, config))
         if not args.browse: return data
         display(data)
         display(browse(data))
