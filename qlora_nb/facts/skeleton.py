@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPERTS', 'OF_EXPERTS', 'of_text', 'class_config', 'text_settings', 'auto_class', 'attention_for', 'with_body',
-           'empty_model', 'is_experts', 'has_experts', 'decoder_path', 'left_out', 'linear_shape', 'adaptable',
-           'check_kind', 'read']
+           'empty_model', 'is_experts', 'has_experts', 'decoder_path', 'left_out', 'linear_shape', 'within',
+           'adaptable', 'check_kind', 'read']
 
 # %% ../../nbs/facts/skeleton.ipynb #02d71e51
 import importlib.util
@@ -60,11 +60,12 @@ def auto_class(
 
 def attention_for(
     config, # `PretrainedConfig`
-    wanted:str|None # Implementation
+    wanted:str|None, # Implementation
+    model:str='AutoModelForCausalLM' # As the task asks
 )->str|None:
     "The attention that a class has: gpt-oss has no `sdpa`"
     import transformers
-    cls = getattr(transformers, auto_class(config))._model_mapping.get(type(config), None)
+    cls = getattr(transformers, auto_class(config, model))._model_mapping.get(type(config), None)
     if isinstance(cls, tuple): cls = cls[0]
     return 'eager' if wanted=='sdpa' and not getattr(cls, '_supports_sdpa', True) else wanted
 
@@ -80,11 +81,12 @@ def with_body(
 
 def empty_model(
     config, # From `class_config`
+    wanted:str='AutoModelForCausalLM', # As the task asks
     **options # For `from_config`
 ):
     "The model on the meta device"
     import torch, transformers
-    with torch.device('meta'): return with_body(getattr(transformers, auto_class(config)).from_config(config, **options))
+    with torch.device('meta'): return with_body(getattr(transformers, auto_class(config, wanted)).from_config(config, **options))
 
 # %% ../../nbs/facts/skeleton.ipynb #8aa139d1
 EXPERTS = 'experts'
@@ -133,19 +135,27 @@ def _group(module, leaf, parameter, head):
     return 'others' if parameter.ndim>1 else 'norms'
 
 # %% ../../nbs/facts/skeleton.ipynb #cc876f7b
+def _none(): return None
+def _packed(model): return any(path.endswith(f'.{EXPERTS}.parametrizations') for path,_ in model.named_modules())
+
+# %% ../../nbs/facts/skeleton.ipynb #8d6cfff8
 OF_EXPERTS = ('gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3') # Names that PEFT reads as parts of the experts
 _KINDS = ('Linear', 'Linear4bit', 'Linear8bitLt', 'Conv1D')
 
-def adaptable(model)->dict: # Path → last part of its name
+def within(path:str, modules)->bool: # Paths of modules
+    "Whether a path is that of one of some modules, or of something inside it"
+    return any(path==module or path.startswith(f'{module}.') for module in modules)
+
+def adaptable(
+    model,
+    whole=() # Paths of modules that are trained in full
+)->dict: # Path → last part of its name
     "The linear layers of a model that can get an adapter"
     inside,head = decoder_path(model),getattr(model, 'get_output_embeddings', _none)()
     mixed = any(is_experts(path, p) for path,m in model.named_modules() for p in m._parameters.values() if p is not None) or _packed(model)
     found = {path: path.rsplit('.', 1)[-1] for path,m in model.named_modules()
         if path.startswith(inside) and type(m).__name__ in _KINDS and m is not head}
-    return {path: leaf for path,leaf in found.items() if not (mixed and leaf in OF_EXPERTS)}
-
-def _none(): return None
-def _packed(model): return any(path.endswith(f'.{EXPERTS}.parametrizations') for path,_ in model.named_modules())
+    return {path: leaf for path,leaf in found.items() if not (mixed and leaf in OF_EXPERTS or within(path, whole))}
 
 # %% ../../nbs/facts/skeleton.ipynb #69e9697f
 def _found(model):
