@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPERTS', 'of_text', 'with_layers', 'class_config', 'text_settings', 'auto_class', 'attention_for', 'with_body',
            'empty_model', 'is_experts', 'has_experts', 'decoder_path', 'decoder_layers', 'layer_kinds', 'left_out',
-           'linear_shape', 'adaptable', 'check_kind', 'read']
+           'linear_shape', 'within', 'adaptable', 'check_kind', 'read']
 
 # %% ../../nbs/facts/skeleton.ipynb #02d71e51
 import importlib.util
@@ -69,11 +69,12 @@ def auto_class(
 
 def attention_for(
     config, # `PretrainedConfig`
-    wanted:str|None # Implementation
+    wanted:str|None, # Implementation
+    model:str='AutoModelForCausalLM' # As the task asks
 )->str|None:
     "The attention that a class has: gpt-oss has no `sdpa`"
     import transformers
-    cls = getattr(transformers, auto_class(config))._model_mapping.get(type(config), None)
+    cls = getattr(transformers, auto_class(config, model))._model_mapping.get(type(config), None)
     if isinstance(cls, tuple): cls = cls[0]
     return 'eager' if wanted=='sdpa' and not getattr(cls, '_supports_sdpa', True) else wanted
 
@@ -89,11 +90,12 @@ def with_body(
 
 def empty_model(
     config, # From `class_config`
+    wanted:str='AutoModelForCausalLM', # As the task asks
     **options # For `from_config`
 ):
     "The model on the meta device"
     import torch, transformers
-    with torch.device('meta'): return with_body(getattr(transformers, auto_class(config)).from_config(config, **options))
+    with torch.device('meta'): return with_body(getattr(transformers, auto_class(config, wanted)).from_config(config, **options))
 
 # %% ../../nbs/facts/skeleton.ipynb #8aa139d1
 EXPERTS = 'experts'
@@ -159,16 +161,23 @@ def _group(module, leaf, parameter, head):
 # %% ../../nbs/facts/skeleton.ipynb #cc876f7b
 _KINDS = ('Linear', 'Linear4bit', 'Linear8bitLt', 'Conv1D')
 
-def adaptable(model)->dict: # Path → last part of its name
+def _none(): return None
+def _packed(model): return any(path.endswith(f'.{EXPERTS}.parametrizations') for path,_ in model.named_modules())
+
+def within(path:str, modules)->bool: # Paths of modules
+    "Whether a path is that of one of some modules, or of something inside it"
+    return any(path==module or path.startswith(f'{module}.') for module in modules)
+
+def adaptable(
+    model,
+    whole=() # Paths of modules that are trained in full
+)->dict: # Path → last part of its name
     "The linear layers of a model that can get an adapter"
     inside,head = decoder_path(model),getattr(model, 'get_output_embeddings', _none)()
     mixed = any(is_experts(path, p) for path,m in model.named_modules() for p in m._parameters.values() if p is not None) or _packed(model)
     found = {path: path.rsplit('.', 1)[-1] for path,m in model.named_modules()
         if path.startswith(inside) and type(m).__name__ in _KINDS and m is not head}
-    return {path: leaf for path,leaf in found.items() if not (mixed and leaf in OF_EXPERTS)}
-
-def _none(): return None
-def _packed(model): return any(path.endswith(f'.{EXPERTS}.parametrizations') for path,_ in model.named_modules())
+    return {path: leaf for path,leaf in found.items() if not (mixed and leaf in OF_EXPERTS or within(path, whole))}
 
 # %% ../../nbs/facts/skeleton.ipynb #69e9697f
 def _found(model):

@@ -10,6 +10,7 @@ __all__ = ['SIGN_EVERY', 'GONE_AFTER', 'PACKAGES', 'FORMAT', 'Lock', 'versions',
 import errno, hashlib, json, os, platform, shlex, socket, time, weakref
 from array import array
 from contextlib import suppress
+from itertools import chain
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
@@ -127,12 +128,20 @@ def versions()->dict: # Package → version, of those installed
     return found
 
 # %% ../../nbs/store/folder.ipynb #037aa745
-def fingerprint(dataset)->str: # Of `input_ids` and `labels`
-    "SHA-256 of the rows as they are trained on, in their order"
+def fingerprint(
+    dataset,
+    columns=('input_ids', 'labels') # Of tokens, or of one number
+)->str: # SHA-256
+    "The rows as they are trained on, in their order"
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(['input_ids', 'labels']).iter(1000):
-        for ids,labels in zip(batch['input_ids'], batch['labels']): digest.update(array('q', [len(ids), *ids, *labels]).tobytes())
+    for batch in dataset.select_columns(list(columns)).iter(1000):
+        for values in zip(*(batch[name] for name in columns)): digest.update(array('q', _numbers(values)).tobytes())
     return digest.hexdigest()
+
+def _numbers(values):
+    "Where each list but the last ends, then all of them"
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return [*map(len, lists[:-1]), *chain.from_iterable(lists)]
 
 # %% ../../nbs/store/folder.ipynb #9988273b
 FORMAT = 1

@@ -94,6 +94,7 @@ class Run(_Answers):
     losses: list = field(default_factory=list) # `(step, training loss)`
     evals: list = field(default_factory=list) # `(step, validation loss)`
     samples: list = field(default_factory=list) # `(step, [(prompt, answer)])`
+    scored: list = field(default_factory=list) # `(name, value)` of the latest scores of the task, in words
     lr: float|None = None # Learning rate of the last logged step
     grad_norm: float|None = None # Norm of the gradient, before clipping
     tokens_per_second: float|None = None # Trained on, time in steps only
@@ -131,11 +132,16 @@ class Run(_Answers):
     _over: Event = field(default_factory=Event) # The worker has written its last file
     _done: Event = field(default_factory=Event) # The watchers have shown the end
 
-    def __post_init__(self):
-        self.folder = Path(self.folder).absolute()
-        self.lock = Lock(self.folder).take()
-        self.where,self.total = self.where or str(self.config.model),self.config.training.max_steps
-        self.notes = [*self.config.notes, *self.notes]
+    def __post_init__(self): self.take_folder()
+
+# %% ../../nbs/training/run.ipynb #d6345859
+@patch
+def take_folder(self:Run):
+    "Lock the folder, and note what the config has to say"
+    self.folder = Path(self.folder).absolute()
+    self.lock = Lock(self.folder).take()
+    self.where,self.total = self.where or str(self.config.model),self.config.training.max_steps
+    self.notes = [*self.config.notes, *self.notes]
 
 # %% ../../nbs/training/run.ipynb #4c8e1987
 @patch
