@@ -98,7 +98,7 @@ def with_article(
     first = name.split()[0]
     if first in ('a', 'an', 'the'): return name
     vowels = _SPELT if first.upper()==first else 'AEIO'
-    return f"{'an' if first[0] in vowels else 'a'} {name}"
+    return f"{'an' if first[0].upper() in vowels else 'a'} {name}"
 
 # %% ../../nbs/screens/words.ipynb #9997bca9
 def rich(text)->str: # HTML

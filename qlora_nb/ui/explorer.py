@@ -102,9 +102,10 @@ def verdicts(planned)->dict: # Verdict → names of GPUs, smallest first
     "On which GPUs the config would fit"
     found = {verdict: [] for verdict in VERDICTS}
     known = [gpu for gpu in gpus() if gpu.memory] # smallest first
+    rows = dict(longest=planned.work.longest, learned=planned.job.learned, gpus=planned.machine.gpus)
     for gpu in known:
         if planned.machine.gpus>1 and gpu.kind not in ('cuda', 'rocm'): continue
-        job = job_for(planned.config, planned.architecture, gpu, longest=planned.work.longest, learned=planned.job.learned)
+        job = job_for(planned.config, planned.architecture, gpu, **rows)
         band = planned.machine.beside if same_gpu(gpu.name, planned.device.name) else None
         machine = replace(planned.machine, device=gpu, beside=band)
         found[fit(job, machine).verdict].append(gpu.name)
