@@ -7,11 +7,11 @@ from IPython.display import display
 from qlora_nb import parse
 from qlora_nb.training.run import Memory
 from qlora_nb.ui.browser import Browser
-from qlora_nb.methods.register import find_method, trainable
+from qlora_nb.methods.method import Method, Section
+from qlora_nb.methods.register import METHODS, find_method, register, trainable
 from qlora_nb.ui.controls import Controls
 from qlora_nb.ui.explorer import Explorer, settings
 from qlora_nb.ui.panels import WIDGET_VIEW, RunPanel, attach
-from test_methods import norms # noqa: F401, a fixture
 
 class Rows:
     kept = (9, 8)
@@ -129,6 +129,14 @@ def test_a_refused_change_is_explained_and_changes_nothing(outputs):
     widgets = Controls(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\nhardware: {gpu: T4}')))
     widgets.explorer.change('model', 'Llama-2-7Bee')
     assert '<b>Not changed.</b>' in widgets.live.value and "Did you mean" in outputs()[1]['text/plain'] and widgets.explorer.config.model=='Llama-2-7B'
+
+@pytest.fixture
+def norms():
+    "A method that the plan can price; nothing is trained here"
+    def tensors(arch, section): return [(t.shape, t.count) for t in arch.tensors if t.group=='norms']
+    def attach(base, section, task, **options): return base
+    yield register(Method('norms', 'norm tuning', Section, (4, 8, 'none'), tensors, lambda name, parameter: 'norm' in name, attach))
+    del METHODS['norms']
 
 def test_a_method_is_picked_where_there_are_several(outputs, norms):
     "Its own controls take the place of the others, and what has lost its meaning leaves the config"

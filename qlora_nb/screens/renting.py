@@ -35,6 +35,7 @@ def _price(device):
     price = device.prices[0]
     return Marked(f'${price.usd:,.2f}', small=', '.join(filter(None, (price.kind, day(price.date)))))
 
+# %% ../../nbs/screens/renting.ipynb #f20f1b64
 def _limit(cost):
     if not cost.hours: return ''
     return LIMITED.get(cost.limit, cost.limit or 'measured')
@@ -77,6 +78,7 @@ def gpu_table(p)->Table:
     mine = [n for n,one in enumerate(shown) if one.name==own]
     return Table(GPU_HEAD, rows, CLASSES, mine=tuple(mine))
 
+# %% ../../nbs/screens/renting.ipynb #92815ed6
 def title(p)->str:
     "Above the table"
     what = 'this run' if is_whole(p) else 'a million tokens'
@@ -97,6 +99,7 @@ def _help(cause, job): # → the one setting that helps
     if job.accumulation>1: return 'a larger `per_device_train_batch_size` helps, on a GPU where it fits'
     return 'a larger effective batch helps, by `per_device_train_batch_size`'
 
+# %% ../../nbs/screens/renting.ipynb #6c7beb57
 def _helps(shown):
     told = {}
     for one in shown:
@@ -113,6 +116,7 @@ def _sessions(p):
         lines += [f'{one.device.name} without rental: {note}' for note in notes if '(free' in note and ' ends within' in note]
     return lines
 
+# %% ../../nbs/screens/renting.ipynb #7ff59e11
 def gpu_notes(p)->list: # Texts
     "What the table counts"
     every = offers(p)
@@ -149,12 +153,14 @@ def others(p)->Detail|None:
     count = sum(map(len, groups.values()))
     return Detail(f'{count} more GPUs', holds, tuple(tables)) if tables else None
 
+# %% ../../nbs/screens/renting.ipynb #cf1a7898
 KINDS = 'community', 'secure', 'spot', 'hyperscaler', 'subscription', 'on-demand', ''
 
 def _of_kind(device, kind):
     found = [price for price in device.prices if price.kind==kind]
     return f'${found[0].usd:,.2f} {found[0].provider}, {day(found[0].date)}' if found else ''
 
+# %% ../../nbs/screens/renting.ipynb #f5d817be
 def price_detail(p)->Detail|None:
     "Prices per hour by kind of rental, in the order of the open table"
     shown,rest = shortlist(offers(p), _own(p))
