@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GiB', 'GB', 'CSS', 'fmt_bytes', 'fmt_time', 'fragment', 'page', 'tag', 'html_notes', 'Markup', 'html_table',
-           'text_table', 'html_bar', 'thin', 'svg_curve', 'Shown']
+           'text_table', 'thin', 'svg_curve', 'Shown']
 
 # %% ../nbs/render.ipynb #3c1b2089
 import math, re
@@ -68,11 +68,6 @@ CSS = '''<style>
 .qnb.qnb.qnb li{margin:0;min-width:5em;font-size:12px;color:var(--qnb-dim)}
 .qnb.qnb.qnb li b{display:block;font-size:16px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap;color:var(--qnb-ink)}
 .qnb progress{width:100%;max-width:560px;accent-color:var(--qnb-a)}
-.qnb .bar{display:flex;position:relative;margin-top:3px;width:var(--qnb-bar,320px);max-width:100%;height:14px;background:var(--qnb-soft)}.qnb .seg{display:block;height:14px;cursor:help}
-.qnb .seg:focus{outline:2px solid var(--qnb-ink);outline-offset:1px}.qnb .mark{position:absolute;top:-3px;width:2px;height:20px;background:var(--qnb-ink)}
-.qnb .seg:is(:hover,:focus)>.tip{display:block;position:absolute;left:0;top:20px;z-index:9;width:max-content;max-width:44em;padding:.3em .7em;white-space:normal;
- font-weight:400;border:1px solid var(--qnb-line);background:var(--jp-layout-color1,Canvas);color:var(--jp-ui-font-color1,CanvasText)}
-.qnb .tip small{display:block;color:var(--qnb-dim)}
 .qnb svg{max-width:100%;height:auto;display:block;overflow:visible}.qnb td svg{min-width:7em}
 .qnb svg text{fill:currentColor;font-size:11px;font-family:inherit}
 .qnb .ok{color:var(--qnb-ok);font-weight:600}.qnb .bad{color:var(--qnb-bad);border-color:var(--qnb-bad);font-weight:600}
@@ -168,28 +163,6 @@ def text_table(
     lines = [line(r) for r in cells]
     if head: lines.insert(1, '  '.join('─'*w for w in widths))
     return '\n'.join(([caption] if caption else [])+lines)
-
-# %% ../nbs/render.ipynb #a1d398bb
-def _percent(size, total): return f'{100*size/(total or 1):.3f}%'
-
-def _part(total, name, size, colour, why=''):
-    explained = tag('small', escape(why)) if why else ''
-    tip = tag('span', escape(name)+explained, 'tip', hidden='')
-    return tag('span', tip, 'seg', tabindex=0, role='img', aria_label=f'{name}. {why}'.strip(),
-        style=f'width:{_percent(size, total)};background:{colour}')
-
-def html_bar(
-    parts, # `(name, size, colour)`, or with an explanation as a fourth
-    total:float, # What the full width stands for
-    label:str, # Read aloud before the parts
-    mark=None # `(size, name)` of a line across the bar
-)->str: # HTML
-    "A stacked bar; each part says what it is under the pointer, on a click, and when it is reached by keyboard"
-    body = ''.join(_part(total, *part) for part in parts)
-    if mark:
-        size,name = mark
-        body += tag('span', '', 'mark', role='img', aria_label=name, title=name, style=f'left:{_percent(size, total)}')
-    return tag('div', body, 'bar', role='group', aria_label=label)
 
 # %% ../nbs/render.ipynb #10cb588f
 def thin(

@@ -87,7 +87,7 @@ _TABLES = '''
 & summary{cursor:pointer;padding:7px 0;font-weight:600}& summary small{margin-left:8px}
 & summary:focus-visible{outline:2px solid var(--acc);outline-offset:2px}
 & [hidden].fig{display:block}& tfoot[hidden].fig{display:table-row-group}
-& th b{white-space:nowrap}@container (min-width:780px){& .one{white-space:nowrap}}
+@container (min-width:780px){& th b{white-space:nowrap}& .one{white-space:nowrap}}
 @container (max-width:640px){& .opt{display:none}& .one small{display:block;white-space:nowrap}}'''
 
 # %% ../nbs/style.ipynb #19d29799
@@ -108,7 +108,7 @@ _BARS = '''
  box-shadow:inset 0 0 0 1px var(--over)}
 & .torn{position:relative;overflow:hidden;
  clip-path:polygon(0 0,100% 0,98.9% 20%,100% 40%,98.9% 60%,100% 80%,98.9% 100%,0 100%)}
-& .torn em{position:absolute;left:8px;right:16px;overflow:hidden;text-overflow:ellipsis;color:var(--on-weights);
+& .torn em{position:absolute;left:8px;right:16px;overflow:hidden;text-overflow:ellipsis;color:var(--on-weights);background:var(--weights);
  font-size:12px;line-height:20px;font-style:normal;white-space:nowrap}
 & .cap[hidden]{display:block;position:absolute;top:0;bottom:0;width:2px;background:var(--ink)}
 & .mem tfoot td{height:18px;font-size:11px;color:var(--dim)}& .mem tfoot .tr{border-top:1px solid var(--line)}
@@ -133,6 +133,7 @@ def variables(
     own = {**theme, 'ink': f"var(--jp-ui-font-color1,{theme['ink']})"}
     return ';'.join(f'--{name}:{value}' for name,value in own.items())
 
+# %% ../nbs/style.ipynb #b7c09752
 def _under(marks): return ','.join(f'{mark} .{ROOT}' for mark in marks)
 
 _LIGHT_MARKS = ('[data-jp-theme-light=true]', '.vscode-light', 'html[theme=light]')
@@ -146,6 +147,7 @@ def sheet()->str: # `<style>…</style>`
     rules = re.sub('&', f'.{ROOT}'*3, _TEXT+_TABLES+_BARS)
     return f'<style>{themes}{rules}</style>'
 
+# %% ../nbs/style.ipynb #eab1de58
 def screen(
     *parts, # HTML
     style:bool=True # Whether the sheet comes with it

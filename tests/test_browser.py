@@ -1,5 +1,5 @@
 "What a person sees and does in JupyterLab: panels that move, ■ and Stop, the keyboard, both themes, and the notebook opened again"
-import json, shutil
+import json, re, shutil
 import nbformat, pytest, tiny
 from conftest import root
 from lab import MINUTE, Lab, Server, cells
@@ -14,7 +14,7 @@ CONTRAST = '''() => {
   const light = c => c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s, v, i) => s+v*[.2126, .7152, .0722][i], 0)
   const chain = e => e ? [...chain(e.parentElement), e] : []
   const bad = []
-  for (const e of document.querySelectorAll('.qnb *')) {
+  for (const e of document.querySelectorAll('.qnb *, .qnb-screen *')) {
     const text = [...e.childNodes].filter(n => n.nodeType===3).map(n => n.data).join('').trim()
     if (!text || !e.checkVisibility() || e.closest('style,title')) continue
     const enough = e.ariaHidden ? 3 : 4.5
@@ -155,25 +155,71 @@ def test_refusal(lab):
     for i in range(2): lab.run(i)
     assert lab.output(1).inner_text().strip()=="QLoRAError: line 4, lora.rnk: unknown key 'rnk' in lora. Did you mean 'r'?"
 
+WIDE = """([i, css]) => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')[i].querySelectorAll(css)]
+  .filter(e => e.scrollWidth>e.clientWidth+1 && e.clientWidth && getComputedStyle(e).display!=='inline').map(e => e.outerHTML.slice(0, 80))"""
+
+def wide(lab, i):
+    "What a cell's screen would need a sideways scroll bar for"
+    return lab.page.evaluate(WIDE, [i, '.jp-OutputArea-output, .qnb-screen, .qnb-screen :not(em)'])
+
+def test_the_plan_is_one_screen(lab):
+    "The answer stands first, prices are no formulas, text can be read in both themes with all folds open, and nothing scrolls sideways"
+    cell = "from qlora_nb import plan\nplan('Llama-2-7B', gpu='T4', tokens=[100+n%900 for n in range(2000)])"
+    opened(lab, 'plan.ipynb', cell)
+    lab.run(0)
+    screen = lab.output(0).locator('.qnb-screen')
+    expect(screen.locator('h3')).to_have_text(re.compile(r'✓ Fits Llama-2-7B with QLoRA trains on a T4 in about [\d.]+ hours, for \$[\d.]+ to \$[\d.]+\.'))
+    expect(screen.locator('tr.me th').last).to_have_text('T4 your GPU')
+    expect(screen.locator('.cap').first).to_be_visible()
+    assert lab.output(0).locator('mjx-container').count()==0
+    lab.page.evaluate("document.querySelectorAll('.qnb-screen details').forEach(d => d.open = true)")
+    legible(lab)
+    assert not wide(lab, 0)
+    for width in (1000, 700, 600):
+        with lab.narrow(width): assert not wide(lab, 0), width
+
+def test_an_untrusted_plan_keeps_its_words_and_bars(lab):
+    "JupyterLab's sanitiser drops the sheet, and what is hidden stays hidden"
+    opened(lab, 'trusted.ipynb', "from qlora_nb import plan\nplan('Llama-2-7B', gpu='T4')")
+    lab.run(0)
+    lab.save()
+    saved = json.loads((lab.server.root/'trusted.ipynb').read_text())
+    data = saved['cells'][0]['outputs'][0]['data']
+    data['text/html'] = ''.join(data['text/html'])+'<p>changed elsewhere</p>' # No signature fits it
+    (lab.server.root/'untrusted.ipynb').write_text(json.dumps(saved))
+    lab.open('untrusted.ipynb')
+    output = lab.output(0)
+    expect(output.locator('h3')).to_contain_text('✓ Fits Llama-2-7B')
+    assert output.locator('style').count()==0 and output.locator('.bar i').first.bounding_box()['width']>20
+    expect(output.locator('.cap').first).to_be_hidden()
+    expect(output.locator('summary').first).to_be_visible()
+
 def test_the_explorer(lab):
     cell = '%%qlora_config\nmodel: meta-llama/Llama-2-7b-hf\ndata: {train: demo}\nhardware: {gpu: T4}'
     opened(lab, 'explorer.ipynb', '%load_ext qlora_nb', cell, '%qlora_plan --explore')
     for i in range(3): lab.run(i)
-    controls,page = lab.output(2).first,lab.output(2).nth(1)
-    before = page.locator('h4 + .note').inner_text()
-    controls.locator('[role=slider]').last.press('ArrowRight')
-    expect(page.locator('h4 + .note')).not_to_have_text(before)
-    part = page.locator('.seg').first
-    expect(part.locator('.tip')).to_be_hidden()
-    part.focus()
-    expect(part.locator('.tip')).to_contain_text('4-bit weights =')
+    beside,still = lab.output(2).first,lab.output(2).nth(1)
+    answer = beside.locator('h3')
+    expect(answer).to_contain_text('Llama-2-7B with QLoRA trains on a T4')
+    expect(still.locator('h3')).to_be_hidden()
+    beside.locator('[role=slider]').first.press('ArrowRight')
+    expect(beside.locator('ins').last).to_have_text('+   max_length: 2048')
+    beside.locator('select').nth(1).select_option('false') # Checkpointing
+    expect(answer).to_contain_text('✗ Too big')
     legible(lab)
-    controls.locator('button', has_text='Copy as config').click()
-    expect(controls.locator('pre')).to_contain_text('max_length: 2048')
-    controls.locator('button', has_text='Close').click()
+    beside.locator('button', has_text='Apply suggestion').click()
+    expect(answer).to_contain_text('✓ Fits')
+    beside.locator('button', has_text='Undo all').click()
+    expect(beside.locator('ins')).to_have_count(0)
+    beside.locator('[role=slider]').first.press('ArrowRight')
+    beside.locator('button', has_text='Copy as config').click()
+    expect(beside.locator('pre').last).to_contain_text('max_length: 2048')
+    with lab.narrow(): assert not wide(lab, 2)
+    beside.locator('button', has_text='Close').click()
     expect(lab.output(2).locator('[role=slider]')).to_have_count(0)
+    expect(lab.output(2).locator('summary').first).to_be_visible()
     lab.save()
     lab.shutdown()
     lab.open('explorer.ipynb')
     said = lab.page.locator('.jp-Notebook').inner_text()
-    assert 'Llama-2-7B: 6,738,415,616 parameters' in said and 'Error displaying widget' not in said and 'model not found' not in said
+    assert 'Llama-2-7B with QLoRA trains on a T4' in said and 'Error displaying widget' not in said and 'model not found' not in said

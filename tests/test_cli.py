@@ -37,7 +37,7 @@ def test_a_config_without_data_plans_the_same(config, tmp_path, capsys):
 def test_text_and_markdown(config, capsys):
     _,text,_ = run(capsys, 'plan', config, '--gpu', 'T4')
     _,md,_ = run(capsys, 'plan', config, '--gpu', 'T4', '--markdown')
-    assert text.startswith('Llama-2-7B') and 'Fits:' in text and md.startswith('### Llama-2-7B') and '| GPU | usable |' in md
+    assert text.startswith('✓ Fits. Llama-2-7B with QLoRA trains on a T4') and md.startswith('### ✓ Fits. Llama-2-7B') and '| GPU | cost | time |' in md
 
 
 def test_a_model_needs_no_file(capsys):

@@ -7,8 +7,10 @@ from IPython.display import display
 from qlora_nb import parse
 from qlora_nb.training.run import Memory
 from qlora_nb.ui.browser import Browser
+from qlora_nb.methods.method import Method, Section
+from qlora_nb.methods.register import METHODS, find_method, register, trainable
 from qlora_nb.ui.controls import Controls
-from qlora_nb.ui.explorer import Explorer
+from qlora_nb.ui.explorer import Explorer, settings
 from qlora_nb.ui.panels import WIDGET_VIEW, RunPanel, attach
 
 class Rows:
@@ -103,6 +105,46 @@ def test_the_plan_stays_where_the_explorer_was(outputs):
     controls,plan = outputs()
     assert WIDGET_VIEW in controls and WIDGET_VIEW not in plan and 'Llama-2-7B' in plan['text/html']
     readable(controls)
+    mark = widgets.explorer.mark # The page is hidden by a rule that comes with the widget, and by nothing else
+    assert f'<div class="{mark}">' in plan['text/html'] and f'.{mark}{{display:none}}' not in plan['text/html']
+    assert f'.{mark}{{display:none}}' in widgets.ui.children[0].value
+    widgets.explorer.controls['training.max_length'].value = 2048
+    assert outputs()[1]['text/plain'].startswith('✓ Fits. Llama-2-7B') and '+   max_length: 2048' in widgets.live.value and mark in outputs()[1]['text/html']
     widgets.close()
     controls,plan = outputs()
-    assert controls=={'text/plain': ''} and 'Llama-2-7B' in plan['text/html']
+    assert controls=={'text/plain': ''} and plan['text/html']==widgets.explorer.plan._repr_html_() and mark not in plan['text/html']
+
+def test_the_explorer_does_what_is_suggested_and_undoes_it(outputs):
+    widgets = Controls(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\ntraining: {per_device_train_batch_size: 16, gradient_accumulation_steps: 1}\nhardware: {gpu: T4}')))
+    explorer,before = widgets.explorer,widgets.explorer.config.flat
+    assert explorer.plan.verdict=='tight' and not widgets.advised.disabled
+    widgets.advised.click()
+    training = explorer.config.training
+    assert explorer.plan.verdict=='fits' and training.per_device_train_batch_size*training.gradient_accumulation_steps==16 and widgets.advised.disabled
+    assert 'was 16' in explorer.controls['training.per_device_train_batch_size'].description and explorer.controls['training.per_device_train_batch_size'] in widgets.column.children
+    explorer.undo()
+    assert explorer.config.flat==before and 'was' not in explorer.controls['training.per_device_train_batch_size'].description
+
+def test_a_refused_change_is_explained_and_changes_nothing(outputs):
+    widgets = Controls(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\nhardware: {gpu: T4}')))
+    widgets.explorer.change('model', 'Llama-2-7Bee')
+    assert '<b>Not changed.</b>' in widgets.live.value and "Did you mean" in outputs()[1]['text/plain'] and widgets.explorer.config.model=='Llama-2-7B'
+
+@pytest.fixture
+def norms():
+    "A method that the plan can price; nothing is trained here"
+    def tensors(arch, section): return [(t.shape, t.count) for t in arch.tensors if t.group=='norms']
+    def attach(base, section, task, **options): return base
+    yield register(Method('norms', 'norm tuning', Section, (4, 8, 'none'), tensors, lambda name, parameter: 'norm' in name, attach))
+    del METHODS['norms']
+
+def test_a_method_is_picked_where_there_are_several(outputs, norms):
+    "Its own controls take the place of the others, and what has lost its meaning leaves the config"
+    widgets = Controls(Explorer(parse('model: Llama-2-7B\ndata: {train: demo}\nlora: {r: 64}\nhardware: {gpu: T4}')))
+    explorer = widgets.explorer
+    assert 'method' in explorer.controls and 'lora.r' in explorer.controls
+    explorer.controls['method'].value = 'norms'
+    assert explorer.config.method==explorer.plan.job.method.name=='norms' and 'lora' not in explorer.config.to_yaml()
+    assert 'lora.r' not in explorer.controls and explorer.controls['method'] in widgets.column.children and 'was lora' in explorer.controls['method'].description
+
+def test_a_picker_with_one_choice_is_none(): assert ('method' in settings(find_method('lora')))==(len(trainable())>1)

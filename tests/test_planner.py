@@ -14,6 +14,7 @@ from qlora_nb.planning.memory import budget
 from qlora_nb.facts.models import find
 from qlora_nb.planning.planner import Plan, job_for, plan
 from qlora_nb.render import GB, GiB
+from qlora_nb.screens.bars import scale
 
 CELL = 'model: meta-llama/Llama-2-7b-hf\ndata: {train: tickets.jsonl}\n'
 T4 = CELL+'hardware: {gpu: T4}\n'
@@ -162,7 +163,7 @@ def test_json_has_what_programs_need():
 
 def test_no_card_no_verdict():
     p = plan(CELL)
-    assert p.verdict=='unknown' and p.margin is None and p.largest['batch'] is None and p.suggestion is None and 'Name a GPU' in str(p) and len(p.gpu_verdicts)>20
+    assert p.verdict=='unknown' and p.margin is None and p.largest['batch'] is None and p.suggestion is None and 'Name yours under `hardware.gpu`' in str(p) and str(p).startswith('≈ No GPU named. ') and len(p.gpu_verdicts)>20
 
 
 def test_cards_without_a_figure_are_left_out():
@@ -191,9 +192,10 @@ class Text(HTMLParser):
         super().__init__()
         self.open,self.cells,self.labels = [],[],[]
     def handle_starttag(self, tag, attrs):
+        if tag=='br': return
         self.open.append(tag)
         if tag in ('td', 'th'): self.cells.append('')
-        if dict(attrs).get('class')=='bar': self.labels.append(dict(attrs)['aria-label'])
+        if dict(attrs).get('role')=='img': self.labels.append(dict(attrs)['aria-label'])
     def handle_startendtag(self, tag, attrs): pass
     def handle_endtag(self, tag): assert self.open.pop()==tag
     def handle_data(self, data):
@@ -204,23 +206,23 @@ def test_all_forms_show_the_same_rows():
     p = plan(T4)
     t = Text()
     t.feed(p._repr_html_())
-    assert not t.open and len(t.labels)==4 and all('GiB' in l and 'T4 has 14.56 GiB' in l for l in t.labels)
-    shown = ' '.join(t.cells)
-    tables = planpage.numbers,planpage.methods,planpage.gpu_rows,planpage.setting_rows,planpage.phases,planpage.load_rows,planpage.solved
-    for rows in (f(p) for f in tables):
-        for cell in (str(f'{c:,}' if isinstance(c, int) else c) for row in rows for c in row):
-            share = re.fullmatch(r'[\d,]+ \((.*%)\)', cell) # the page has the count as the title of the share
-            assert (share[1] if share else cell) in shown and cell in str(p) and cell.replace('|', '\\|') in p.to_markdown()
-    assert planpage.headline(p) in str(p) and planpage.headline(p) in p.to_markdown() and planpage.headline(p) in p._repr_html_()
+    assert not t.open and len(t.labels)==3 and all('GiB' in l and 'it needs' in l for l in t.labels)
+    shown,text,marked = ' '.join(t.cells),str(p),p.to_markdown()
+    tables = planpage.numbers,planpage.methods,planpage.setting_rows,planpage.phases,planpage.load_rows,planpage.solved,planpage.quoted,planpage.parts
+    for row in (row for rows in tables for row in rows(p)):
+        for cell in (f'{c:,}' if isinstance(c, int) else str(c) for c in row):
+            assert cell.strip('`') in shown and cell in text and cell.replace('|', '\\|') in marked
+    for row in (*planpage.gpu_table(p).rows, *(row for table in planpage.others(p).tables for row in table.rows)):
+        name,cost,time = (getattr(c, 'text', c) for c in row[:3])
+        assert all(word in shown and word in text and word.replace('$', '\\$') in marked for word in (name, cost, time))
 
 
 def test_the_line_of_the_card_is_drawn_where_it_lies():
-    html = plan(T4)._html()
-    marks = re.findall(r'class="mark"[^>]*left:([\d.]+)%', html)
     p = plan(T4)
-    top = max(o.fit.device[1] for o in p.options)
-    assert abs(float(marks.pop(0))-100/1.05)<.01 and len(marks)==3 and all(abs(float(m)-100*p.device.memory/top)<.01 for m in marks)
-    assert 'class="mark"' not in plan(CELL)._html()
+    marks = re.findall(r'class="cap"[^>]*left:([\d.]+)%', p._html())
+    bars = planpage.memory_bars(p)
+    assert len(marks)==len(bars)==3 and all(abs(float(m)-100*p.device.memory/scale(bars, p.device.memory))<.01 for m in marks)
+    assert 'class="cap"' not in plan(CELL)._html()
 
 
 def test_names_are_escaped():

@@ -14,8 +14,9 @@ from qlora_nb.facts.machine import detect
 from qlora_nb.facts.models import find
 from qlora_nb.facts.prices import SESSIONS, age, price_notes, session_notes
 from qlora_nb.planning.bands import pace_key
-from qlora_nb.planning.time import FITTED, NO_ROW, SPREAD, cost, fmt_hours, seconds, step_time
+from qlora_nb.planning.time import FITTED, GROUPS, NO_ROW, SPREAD, WORTH, cost, grouped, padded, padding, seconds, step_time
 from qlora_nb.speed.work import Code, amounts
+from qlora_nb.screens.words import middle, short
 from qlora_nb.simulation.job import make_job
 from qlora_nb.store.folder import read_about, write_about
 from qlora_nb.training.start import train
@@ -142,7 +143,7 @@ def test_a_short_step_costs_its_launches():
 def test_full_fine_tuning_has_hours():
     p = plan('Llama-2-7B', gpu='B200')
     full,hours = p.options[0],p.cost_of(p.options[0]).hours
-    assert full.job.dtype=='float32' and hours[0]<hours[1] and p.to_dict()['options'][0]['hours']==hours and fmt_hours(hours) in str(p)
+    assert full.job.dtype=='float32' and hours[0]<hours[1] and p.to_dict()['options'][0]['hours']==hours and short(middle(hours)) in str(p)
     assert hours[0]>4*p.cost.hours[0]
     on_t4 = replace(full.job, batch=1)
     assert step_time(on_t4, gpu('T4')).spread==NO_ROW and 'in float32 throughout' in step_time(on_t4, gpu('T4')).said
@@ -228,3 +229,20 @@ def test_a_real_run_times_twenty_steps(folder, tmp_path):
     pace,then = read_about(run.folder)['pace'],plan(parse(text), device=detect())
     assert before.cost.hours is None and run.step==22 and pace['steps']==20 and 0<pace['seconds']<run.seconds and pace['planned'] is None
     assert then.cost.hours==pytest.approx([pace['seconds']*1e6/pace['tokens']/3600*f for f in (1/1.1, 1.1)])
+
+
+def test_padding_is_that_of_the_order_that_the_run_takes():
+    "Held against the batches that the sampler really makes"
+    import numpy as np
+    from qlora_nb.tokens import batching
+    lengths = np.minimum(np.random.default_rng(0).lognormal(6, .6, 5000).astype(int)+8, 1024).tolist()
+    training = parse('model: demo\ndata: {train: demo}\n').training
+    assert batching.WORTH==WORTH and GROUPS==50
+    for batch in (2, 4, 8, 16):
+        t = training.model_copy(update=dict(per_device_train_batch_size=batch, gradient_accumulation_steps=16//batch))
+        def real(order): return 1/(1-batching.padding_share(np.asarray(lengths)[order] if order is not None else batching.shuffled(lengths), batch))
+        alike = real(batching.grouped(lengths, 16))
+        assert grouped(lengths, batch, 16//batch)==pytest.approx(alike, rel=.005) and padded(lengths, batch)==pytest.approx(real(None), rel=.01)
+        assert batching.sampling(lengths, batch, 16//batch)=='group_by_length' and padding(lengths, t)==grouped(lengths, batch, 16//batch)
+        assert padding(lengths, t.model_copy(update=dict(train_sampling_strategy='random')))==padded(lengths, batch)
+        assert padding(lengths, t.model_copy(update=dict(packing=True)))==1==pytest.approx(padding([300]*100, t))

@@ -62,6 +62,7 @@ class Device(Shown):
 def _dotted(capability): return '.'.join(map(str, capability)) # (7, 5) → 7.5
 
 # %% ../../nbs/facts/hardware.ipynb #9e54969c
+@cache
 def _plain(name): return re.sub(r'nvidia|geforce|tesla|[^a-z0-9]', '', str(name).lower())
 
 def same_gpu(a:str, b:str)->bool: # e.g. `Tesla T4` and `T4`

@@ -135,6 +135,7 @@ def _peak_of(job, asked, own):
     one = peak(job)
     return replace(one, tensors=one.tensors+own.tensors-peak(asked).tensors)
 
+# %% ../../nbs/planning/advice.ipynb #e36ecfa2
 def splits(
     job:Job, # As the config has it, its `accumulation` included
     machine:Machine, # Where it would run

@@ -30,6 +30,7 @@ def _groups(p, option): # → group → bytes
     one = p.peak if option.asked else spread(option.estimate, option.job, p.machine)
     return {group: size for group,size in {**one.components, 'paged': one.paged}.items() if size>0}
 
+# %% ../../nbs/planning/page.ipynb #f8c940a7
 def memory_bar(p, option)->Bar:
     "One way to train, as a row of the picture"
     name,detail = names(option)
@@ -44,6 +45,7 @@ def memory_bars(p)->list: # Of `Bar`s
     others_ = [o for o in reversed(p.options) if not o.asked]
     return [memory_bar(p, o) for o in (p.option, *others_)]
 
+# %% ../../nbs/planning/page.ipynb #39ec14d7
 def memory_details(p)->dict: # Key of `bars.MEANINGS` → what that part of the config's own bar is made of
     "The groups behind each colour"
     told = {}
@@ -56,6 +58,7 @@ def _listed(found): # Pairs of bytes and group → largest first
     sizes = [f'{LEGEND.get(group, group)} {fmt_bytes(size)}' for size,group in sorted(found, reverse=True)]
     return ', '.join(sizes)
 
+# %% ../../nbs/planning/page.ipynb #e529629f
 def memory_title(p)->tuple: # Heading, and what stands beside it in grey
     "Above the picture"
     name,count = p.device.name,p.machine.gpus
@@ -85,6 +88,7 @@ def numbers(p)->list: # Rows
     rows.append(('device', band(p.device_bytes), f'what nvidia-smi shows: with the CUDA context{paged}'))
     return rows
 
+# %% ../../nbs/planning/page.ipynb #f5cfaa14
 def phases(p)->list: # Rows
     "The peak of each phase"
     return [(name+' ◀ decides'*(name==p.binding), fmt_bytes(n)) for name,n in p.phases.items()]
@@ -117,6 +121,7 @@ def _method_row(p, option, binary, decimal):
         _time(p, option),
         f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})')
 
+# %% ../../nbs/planning/page.ipynb #3ee6ad0a
 def _time(p, changed): # An `Option` or a `SettingChange`: no time where it does not fit
     if changed.fit.verdict=='no': return ''
     return short(middle(p.cost_for(changed.job).hours))
@@ -126,6 +131,7 @@ def _kept(option):
     rows = [(t.name, fmt_bytes(t.bytes), t.dtype, t.formula+' (pageable)'*t.pageable) for t in option.budget.terms]
     return Table(TERM_HEAD, rows, ('', 'n', 'opt', 'w'), f'{option.name}: all the time')
 
+# %% ../../nbs/planning/page.ipynb #a3d165c8
 def method_detail(p)->Detail:
     "What each method keeps, term by term"
     beside = Table(METHOD_HEAD, methods(p), ('', '', 'n opt', 'n opt', 'n opt', 'n', 'n', 'n opt'))
@@ -156,9 +162,9 @@ def term_detail(p)->Detail:
 SETTING_HEAD = ('setting', 'change', 'memory', 'then', 'time', 'verdict')
 SOLVED_HEAD = ('largest that fits', 'value')
 
-def _signed(n, unit):
-    return ('−' if n<0 else '+')+fmt_bytes(abs(n), unit)
+def _signed(n, unit): return ('−' if n<0 else '+')+fmt_bytes(abs(n), unit)
 
+# %% ../../nbs/planning/page.ipynb #cc1711fc
 def setting_rows(p)->list: # Rows
     "What one changed setting costs or saves"
     sizes = [abs(change.bytes) for change in p.setting_changes]
@@ -179,6 +185,7 @@ def solved(p)->list: # Rows
     keys = {key: KEYS.get(key, f'{p.job.method.name}.{key}') for key in p.largest}
     return [(f'`{keys[key]}`', n) for key,n in p.largest.items() if n is not None]
 
+# %% ../../nbs/planning/page.ipynb #e0986b53
 def helps(p)->str: # e.g. ``training.gradient_checkpointing` true → false: 3.7 h instead of 4.8 h`
     "The one setting that saves most time and still fits, the micro-batch left aside; empty: none does"
     if not p.cost.hours or p.verdict=='no': return ''
@@ -264,6 +271,7 @@ def _open(p): # Heading, table and notes of what stands open
 
 def _heading(name, has): return f'{name} ({has})' if has else name
 
+# %% ../../nbs/planning/page.ipynb #8566d425
 def plan_text(p)->str: # Lines
     "A plan for a terminal"
     advice = action(p)

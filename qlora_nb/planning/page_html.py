@@ -16,8 +16,7 @@ from ..screens.words import rich
 from ..style import screen
 
 # %% ../../nbs/planning/page_html.ipynb #f24c530c
-def _heading(text, grey=''):
-    return tag('h4', rich(text)+(' '+tag('small', rich(grey)) if grey else ''))
+def _heading(text, grey=''): return tag('h4', rich(text)+(' '+tag('small', rich(grey)) if grey else ''))
 
 def plan_head(p)->str: # HTML
     "Answer, action and memory"

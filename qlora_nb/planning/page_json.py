@@ -38,6 +38,7 @@ def _best_dict(best, dollars):
         run_dollars=dollars,
         limit=best.cost.limit)
 
+# %% ../../nbs/planning/page_json.ipynb #2efa6c60
 def _job_dict(j):
     d = {k: v for k,v in vars(j).items() if k not in ('arch', 'method', 'section', 'storage', 'stack')}
     return dict(

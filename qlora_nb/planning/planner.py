@@ -88,7 +88,32 @@ def option(
     return Option(job.method, job.storage, job, resident(job), peak(job), fit(job, machine, traced), asked)
 
 # %% ../../nbs/planning/planner.ipynb #6f6f16b3
-class _Answers:
+class _Costs:
+    "Hours and dollars of what a plan compares, each at its own micro-batch"
+    @cached_property
+    def cost(self): return self.cost_of(self.option)
+
+    def cost_of(self, option): return self.cost_for(option.job)
+    def cost_for(self, job): return cost(job, self.device, self.work_of(job), self.machine.gpus, self.paces, sharding=self.machine.sharding)
+    def work_of(self, job):
+        "The work of the run at the micro-batch and the length of a job: they decide about padding"
+        sizes = job.batch,job.length
+        if sizes not in self._works: self._works[sizes] = _work_of(self, job)
+        return self._works[sizes]
+
+    @cached_property
+    def _works(self): return {(self.job.batch, self.job.length): self.work}
+    def _hours(self, job):
+        found = self.cost_for(job).hours
+        return found and found[0]
+
+def _work_of(p, job):
+    gpus = p.machine.gpus
+    changed = dict(per_device_train_batch_size=job.batch, gradient_accumulation_steps=job.accumulation*gpus, max_length=job.length)
+    return work(p.lengths, p.config.training.model_copy(update=changed), gpus)
+
+# %% ../../nbs/planning/planner.ipynb #0ee91b43
+class _Answers(_Costs):
     "What follows from the fields of a plan, each computed when it is asked for"
     @property
     def device(self): return self.machine.device
@@ -134,28 +159,7 @@ class _Answers:
     @cached_property
     def suggestion(self): return suggest(self.job, self.machine, self._hours) if self.job.arch.formula else None
     @cached_property
-    def cost(self): return self.cost_of(self.option)
-    @cached_property
     def here(self): return next((v for v in self.gpu_verdicts if v.device==self.device), None)
-
-    def cost_of(self, option): return self.cost_for(option.job)
-    def cost_for(self, job): return cost(job, self.device, self.work_of(job), self.machine.gpus, self.paces, sharding=self.machine.sharding)
-    def work_of(self, job):
-        "The work of the run at the micro-batch and the length of a job: they decide about padding"
-        sizes = job.batch,job.length
-        if sizes not in self._works: self._works[sizes] = _work_of(self, job)
-        return self._works[sizes]
-
-    @cached_property
-    def _works(self): return {(self.job.batch, self.job.length): self.work}
-    def _hours(self, job):
-        found = self.cost_for(job).hours
-        return found and found[0]
-
-def _work_of(p, job):
-    gpus = p.machine.gpus
-    changed = dict(per_device_train_batch_size=job.batch, gradient_accumulation_steps=job.accumulation*gpus, max_length=job.length)
-    return work(p.lengths, p.config.training.model_copy(update=changed), gpus)
 
 # %% ../../nbs/planning/planner.ipynb #e0e38c76
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def grouped(
     batches = [some[k:k+batch] for k in range(0, len(some), batch)]
     return sum(part[-1]*len(part) for part in batches)/sum(some)
 
+# %% ../../nbs/planning/time.ipynb #c6050b55
 def padding(
     lengths, # Of the rows, tokens, cut at `max_length`
     training # The `training` section of the config

@@ -30,6 +30,7 @@ def place(p)->str: # e.g. `a T4`
     machine,name = p.machine,p.device.name
     return f'{machine.gpus} × {name} ({machine.sharding.upper()})' if machine.gpus>1 else with_article(name)
 
+# %% ../../nbs/screens/answer.ipynb #f0d427de
 def is_whole(p)->bool:
     "Whether the length of the run is known; otherwise figures are for a million tokens"
     return p.lengths is not None
@@ -41,7 +42,8 @@ def costs(p, cost, prices)->list: # Dollars at the lowest and at the highest pri
 
 # %% ../../nbs/screens/answer.ipynb #d339e1be
 def _price(p):
-    return between(*map(money, costs(p, p.cost, p.device.prices))) if p.cost.hours and p.device.prices else ''
+    if not (p.cost.hours and p.device.prices): return ''
+    return between(*map(money, costs(p, p.cost, p.device.prices)))
 
 def _takes(p): # e.g. ` in about 5.3 hours, for $0.82 to $2.88`
     if not p.cost.hours: return ''
@@ -54,6 +56,7 @@ def _unit_once(pair, capacity): # e.g. `5.0–5.8 of 14.56 GiB`
     has = fmt_bytes(capacity)
     return f'{needs} of {has}' if has.endswith(unit) else f'{needs} {unit} of {has}'
 
+# %% ../../nbs/screens/answer.ipynb #36514ba1
 def _fitting(p): return sum(v.best is not None for v in p.gpu_verdicts)
 
 def answer(p)->str: # One sentence
@@ -89,6 +92,7 @@ def _counted(p):
     if is_whole(p): return f'The run: {p.work.said}{hours}.'
     return f'Counted for a million tokens{hours}: give `tokens`, the length of the rows, for the whole run.'
 
+# %% ../../nbs/screens/answer.ipynb #7bb0734f
 def _cheapest(p):
     known = ranked(offer(v, p.machine.gpus, START if is_whole(p) else 0) for v in p.gpu_verdicts)
     safe = [one for one in known if one.verdict=='fits']
@@ -134,7 +138,9 @@ class Action:
         return [f"{key.rpartition('.')[2] if self.section else key}: {_word(value)}" for key,value in self.lines.items()]
 
     def __str__(self):
-        return f"**{self.title}:** {', '.join(f'`{line}`' for line in self.cell)}. {self.gains}"
+        "One line, with code in backticks"
+        lines = ', '.join(f'`{line}`' for line in self.cell)
+        return f'**{self.title}:** {lines}. {self.gains}'
 
 def _word(value): return str(value).lower() if isinstance(value, bool) else value
 

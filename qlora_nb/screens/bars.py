@@ -80,6 +80,7 @@ def _segment(name, size, shown, top, detail):
     look = f'display:inline-block;height:14px;width:{_share(shown, top)};background-color:{BARE[name]}'
     return tag('i', '', name, title=title, style=look)
 
+# %% ../../nbs/screens/bars.ipynb #e841c905
 def _drawn(bar, top, details):
     ends = [min(n, top) for n in accumulate(bar.parts.values())]
     widths = [b-a for a,b in zip([0, *ends], ends)]
@@ -92,6 +93,7 @@ def _drawn(bar, top, details):
 
 def _inside(bar): return ' · '.join(f'{MEANINGS[name]} {fmt_bytes(n)}' for name,n in bar.sizes.items())
 
+# %% ../../nbs/screens/bars.ipynb #ef2fc8aa
 def _torn(bar): # e.g. `weights 25 · optimizer + gradients 75 · activations 25 GiB`
     unit,by = ('GiB', GiB) if bar.least>=GiB else ('MiB', 2**20)
     def whole(n): return f'{n/by:,.1f}' if n<9.95*by else f'{n/by:,.0f}'
@@ -117,6 +119,7 @@ def _below(top):
     axis = ''.join(tag('span', text, style=f'left:{_share(n, top)}') for n,text in ticks(top))
     return tag('tfoot', tag('tr', f'<td></td>{tag("td", axis, "tr")}<td></td><td></td>'), 'fig', hidden='')
 
+# %% ../../nbs/screens/bars.ipynb #c9bac92a
 def _key(bar):
     sizes = {name: fmt_bytes(n) for name,n in bar.sizes.items()}
     sizes['over'] = span((bar.sizes['over'], bar.sizes['over']+bar.more))
@@ -125,6 +128,7 @@ def _key(bar):
     note = f'values for {bar.name}; the lighter hatching is the part that varies from run to run'
     return tag('ul', ''.join([*items, tag('li', rich(note), 'dim')]), 'key')
 
+# %% ../../nbs/screens/bars.ipynb #695f814f
 def memory_picture(
     bars, # Of `Bar`s, one of them the config's own
     capacity:int|None=None, # Bytes that the GPU has

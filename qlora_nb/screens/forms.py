@@ -37,9 +37,11 @@ def verdict_cell(
     "The verdict as a cell"
     return Marked('', ((parts.said(kind), parts.TAGS[kind][2]),))
 
+# %% ../../nbs/screens/forms.ipynb #2af711c3
 def _shown(value): return value.html() if isinstance(value, Marked) else _text(value)
 def _text(value): return '' if value is None else f'{value:,}' if type(value) is int else str(value)
 
+# %% ../../nbs/screens/forms.ipynb #72b58da4
 def md(value)->str:
     "A value as a cell of a Markdown table, which must not hold a bar"
     return plain(_text(value)).replace('|', '\\|')

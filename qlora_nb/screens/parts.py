@@ -28,6 +28,7 @@ def verdict_badge(kind:str)->Markup: # A key of `TAGS`
     "The tag of a verdict"
     return badge(said(kind), TAGS[kind][2])
 
+# %% ../../nbs/screens/parts.ipynb #7dbf4b2d
 def verdict(
     kind:str, # A key of `TAGS`
     sentence:str, # The answer
@@ -38,6 +39,7 @@ def verdict(
     title = tag('h3', badge(f'{sign} {word[0].upper()}{word[1:]}', colour)+' '+rich(sentence))
     return title+tag('p', rich(more), 'dim') if more else title
 
+# %% ../../nbs/screens/parts.ipynb #c2e4a502
 def action(
     text:str, # What to change, and what it buys
     kind:str='' # warn or bad; empty: it is well without
@@ -57,6 +59,7 @@ def _row(cells, classes, cls=''):
     named = _cell('th', first, classes[0], scope='row')
     return tag('tr', named+''.join(_cell('td', c, k) for c,k in zip(rest, classes[1:])), cls)
 
+# %% ../../nbs/screens/parts.ipynb #e8bcdd5c
 def table(
     head, # Titles of the columns
     rows, # Lists of values: `Markup` stays as it is
@@ -72,6 +75,7 @@ def table(
     slim = 'slim' if len(head)==2 else '' # A name and its number stay together
     return tag('table', (tag('caption', rich(caption)) if caption else '')+top+tag('tbody', ''.join(body)), slim)
 
+# %% ../../nbs/screens/parts.ipynb #f2c0f342
 def fold(
     title:str, # What it answers
     holds:str, # In grey: what it holds, so that most need not be opened

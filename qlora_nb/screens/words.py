@@ -27,6 +27,7 @@ def _scaled(hours): # → number, unit
 
 def _rounded(x): return f'{x:,.0f}' if x>=9.95 else f'{x:.1f}'
 
+# %% ../../nbs/screens/words.ipynb #1c260af3
 def short(
     hours:float|None # None: not known
 )->str: # e.g. `5.3 h`
@@ -35,6 +36,7 @@ def short(
     number,unit = _scaled(hours)
     return f'{_rounded(number)} {unit}'
 
+# %% ../../nbs/screens/words.ipynb #ff604696
 def long(
     hours:float
 )->str: # e.g. `5.3 hours`
@@ -42,6 +44,7 @@ def long(
     number,unit = _scaled(hours)
     return f'{_rounded(number)} '+dict(h='hours', min='minutes', s='seconds')[unit]
 
+# %% ../../nbs/screens/words.ipynb #c71d8641
 def spread_hours(
     hours # Low and high
 )->str: # e.g. `3.7–6.3 h`
@@ -98,7 +101,7 @@ def with_article(
     first = name.split()[0]
     if first in ('a', 'an', 'the'): return name
     vowels = _SPELT if first.upper()==first else 'AEIO'
-    return f"{'an' if first[0] in vowels else 'a'} {name}"
+    return f"{'an' if first[0].upper() in vowels else 'a'} {name}"
 
 # %% ../../nbs/screens/words.ipynb #9997bca9
 def rich(text)->str: # HTML

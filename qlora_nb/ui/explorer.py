@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOUR_BIT', 'PICKED', 'BATCH', 'SHOWN', 'HEADER', 'powers', 'settings', 'steps', 'word', 'offered', 'changed',
-           'verdicts', 'where_it_fits', 'difference', 'glance', 'label', 'Explorer']
+           'verdicts', 'where_it_fits', 'difference', 'glance', 'label', 'Explored', 'Explorer']
 
 # %% ../../nbs/ui/explorer.ipynb #0cdc0f14
 from dataclasses import replace
@@ -48,6 +48,7 @@ def _words(key):
 def _is_open(key): # More than one choice, `auto` aside
     return key in fields() and len({*_words(key)}-{'auto'})>1
 
+# %% ../../nbs/ui/explorer.ipynb #d66443d1
 def settings(
     method:Method # Of the config
 )->tuple: # Dotted keys, section by section
@@ -102,9 +103,10 @@ def verdicts(planned)->dict: # Verdict → names of GPUs, smallest first
     "On which GPUs the config would fit"
     found = {verdict: [] for verdict in VERDICTS}
     known = [gpu for gpu in gpus() if gpu.memory] # smallest first
+    rows = dict(longest=planned.work.longest, learned=planned.job.learned, gpus=planned.machine.gpus)
     for gpu in known:
         if planned.machine.gpus>1 and gpu.kind not in ('cuda', 'rocm'): continue
-        job = job_for(planned.config, planned.architecture, gpu, longest=planned.work.longest, learned=planned.job.learned, gpus=planned.machine.gpus)
+        job = job_for(planned.config, planned.architecture, gpu, **rows)
         band = planned.machine.beside if same_gpu(gpu.name, planned.device.name) else None
         machine = replace(planned.machine, device=gpu, beside=band)
         found[fit(job, machine).verdict].append(gpu.name)
@@ -163,8 +165,9 @@ def label(
 
 def _written(value): return f'{value:,}' if type(value) is int else word(value)
 
-class Explorer:
-    "A plan with a control for each setting; `config` and `plan` are the present ones"
+# %% ../../nbs/ui/explorer.ipynb #19105ef0
+class Explored:
+    "A config and its plan, changed step by step"
     def __init__(self,
         config, # `Config`
         **options # For `plan`, e.g. `tokens`
@@ -174,10 +177,40 @@ class Explorer:
         self.page = None # The display handle of the page
         self.mark = f'qnb-still-{uuid4().hex[:8]}' # Class of the page, which is hidden beside a live one
         self.drawn = None # Called with HTML at every change
-        self.rebuilt = None # Called when there are other controls
-        self._build()
 
-    def _build(self):
+    def take(self, config):
+        "Another config with its plan; raises QLoRAError where it has none"
+        self.plan = plan(config, **self.options)
+        self.config = config
+
+    def cell(self)->str: # Text of a cell
+        "The config as it stands"
+        return HEADER+self.config.to_yaml()
+
+    def still(self, html):
+        "The page that stays in a saved notebook"
+        return tag('div', html, self.mark)
+
+    def draw(self, error=None):
+        "Show the present plan, and why a change was refused"
+        html = glance(self.plan, self.was, error)
+        if self.drawn: self.drawn(html)
+        text = str(error) if error else f'{headline(self.plan)}\n{more(self.plan)}'
+        self.page.update({'text/html': self.still(screen(html)), 'text/plain': text}, raw=True)
+
+# %% ../../nbs/ui/explorer.ipynb #b1f46ec2
+class Explorer(Explored):
+    "A plan with a control for each setting; `config` and `plan` are the present ones"
+    def __init__(self,
+        config, # `Config`
+        **options # For `plan`, e.g. `tokens`
+    ):
+        super().__init__(config, **options)
+        self.rebuilt = None # Called when there are other controls
+        self.build()
+
+    def build(self):
+        "Make the controls anew"
         self.controls = {key: self._control(key) for key in settings(find_method(self.config.method))}
         self._label()
         if self.rebuilt: self.rebuilt()
@@ -196,26 +229,23 @@ class Explorer:
     def _label(self):
         for key,control in self.controls.items():
             control.description = label(self.plan, self.was, key)
-            (control.add_class if '(was ' in control.description else control.remove_class)('qnb-changed')
+            mark = control.add_class if '(was ' in control.description else control.remove_class
+            mark('qnb-changed')
             if key in FOUR_BIT: control.disabled = self.config.quantization.bits!=4
-
-    def _take(self, config):
-        self.plan = plan(config, **self.options)
-        self.config = config
 
     def change(self, key, value):
         "Change one key and draw again; an impossible value is explained and changes nothing"
-        try: self._take(changed(self.config, key, value))
-        except QLoRAError as e: return self._draw(e)
-        if key in PICKED: self._build()
+        try: self.take(changed(self.config, key, value))
+        except QLoRAError as e: return self.draw(e)
+        if key in PICKED: self.build()
         else: self._label()
-        self._draw()
+        self.draw()
 
     def put(self, config):
         "Take another config, with controls to match"
-        self._take(config)
-        self._build()
-        self._draw()
+        self.take(config)
+        self.build()
+        self.draw()
 
     def apply(self):
         "Do what the plan suggests"
@@ -224,15 +254,3 @@ class Explorer:
     def undo(self):
         "Go back to the config of the start"
         self.put(self.was)
-
-    def cell(self)->str: # Text of a cell
-        "The config as it stands"
-        return HEADER+self.config.to_yaml()
-
-    def still(self, html): return tag('div', html, self.mark)
-
-    def _draw(self, error=None):
-        html = glance(self.plan, self.was, error)
-        if self.drawn: self.drawn(html)
-        text = str(error) if error else f'{headline(self.plan)}\n{more(self.plan)}'
-        self.page.update({'text/html': self.still(screen(html)), 'text/plain': text}, raw=True)
