@@ -353,6 +353,10 @@ def test_a_first_visit_is_small_and_asks_no_other_host(browser, url, built):
         assert not [a for a in window.asked if not a.startswith((url, 'blob:', 'data:'))] and not window.errors
     print(f'transferred: {sum(sizes.values())/1e6:.2f} MB of {builder.transferred(built)/1e6:.2f} MB')
     assert 5*10**6<sum(sizes.values())<=BUDGET and not [n for n in built.rglob('*') if 'demo' in n.name]
+    terms = (built/'licences.txt').read_text()
+    said = terms.lower().replace('_', '-')
+    assert not [name for name,version,*_ in builder.locked() if f"{name.lower().replace('_', '-')} {version}" not in said]
+    assert terms.count('MIT License')>=4 and 'MPL-2.0' in terms
 
 def test_the_page_itself_refuses_other_hosts(window):
     blocked = window.page.evaluate("() => fetch('https://example.org/').then(() => 'let through', e => 'refused')")
