@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'MEANINGS', 'SHAPES', 'BARE', 'ROOT', 'NO_MATH', 'contrast', 'variables', 'sheet', 'screen']
 
-# %% ../nbs/style.ipynb #e8d1fb18
+# %% ../nbs/style.ipynb #c0d46ddd
 import re
 
-# %% ../nbs/style.ipynb #07a30657
+# %% ../nbs/style.ipynb #28b6b5a2
 LIGHT = {
     'ink': '#1f1f1f', 'dim': '#5a5a5a', 'line': '#dcdfe3', 'panel': '#f5f7f9', 'page': '#ffffff',
     'weights': '#1f5fa8', 'on-weights': '#ffffff', 'train': '#c9740a', 'acts': '#2c9184', 'over': '#767676',
@@ -22,7 +22,7 @@ DARK = {
 MEANINGS,SHAPES = ('ok', 'warn', 'bad', 'acc'),('weights', 'train', 'acts', 'over')
 BARE = dict(weights='#3b7fc4', train='#d9860f', acts='#3fa294', over='#8c8c8c', more='#bdbdbd') # Shapes where no style is, in any theme
 
-# %% ../nbs/style.ipynb #fdd621b6
+# %% ../nbs/style.ipynb #3ae79dde
 def _luminance(colour): # `#rrggbb` → 0–1
     parts = [int(colour[k:k+2], 16)/255 for k in (1, 3, 5)]
     red,green,blue = (v/12.92 if v<=.03928 else ((v+.055)/1.055)**2.4 for v in parts)
@@ -36,12 +36,13 @@ def contrast(
     dark,light = sorted(map(_luminance, (a, b)))
     return (light+.05)/(dark+.05)
 
-# %% ../nbs/style.ipynb #1a887502
+# %% ../nbs/style.ipynb #a32c2ca2
 ROOT = 'qnb-screen' # Class of the element around a screen
 NO_MATH = 'tex2jax_ignore mathjax_ignore' # Two prices in a sentence are no formula
 
 _TEXT = '''
-&{font:13px/1.5 var(--jp-ui-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);color:var(--ink);background:var(--page);max-width:960px;
+&{font:13px/1.5 var(--jp-ui-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);color:var(--ink);
+ background:var(--page);max-width:960px;
  container-type:inline-size;font-variant-numeric:tabular-nums;text-align:left;overflow-wrap:break-word}
 & *{box-sizing:border-box}
 & :is(p,h3,h4,ul,pre,table){margin:0;padding:0}
@@ -50,30 +51,36 @@ _TEXT = '''
 & .dim{color:var(--dim)}
 & small{font-size:12px;font-weight:400;color:var(--dim)}
 & b{font-weight:600}
-& :is(code,pre){font:12px/1.55 var(--jp-code-font-family,ui-monospace,Menlo,"DejaVu Sans Mono",monospace);background:none;color:inherit;padding:0;border:0}
+& :is(code,pre){font:12px/1.55 var(--jp-code-font-family,ui-monospace,Menlo,"DejaVu Sans Mono",monospace);
+ background:none;color:inherit;padding:0;border:0}
 & code{overflow-wrap:anywhere;white-space:normal}
 & pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:8px 12px;border-radius:4px}
-& .tag{display:inline-block;font-size:12px;line-height:18px;font-weight:600;padding:0 8px;border-radius:9px;white-space:nowrap;color:var(--dim);background:var(--panel)}
+& .tag{display:inline-block;font-size:12px;line-height:18px;font-weight:600;padding:0 8px;border-radius:9px;
+ white-space:nowrap;color:var(--dim);background:var(--panel)}
 & h3 .tag{font-size:14px;line-height:24px;border-radius:12px;padding:0 10px;margin-right:6px;vertical-align:1px}
 & .tag.ok{color:var(--ok);background:var(--ok-bg)}& .tag.warn{color:var(--warn);background:var(--warn-bg)}
 & .tag.bad{color:var(--bad);background:var(--bad-bg)}& .tag.acc{color:var(--acc);background:var(--acc-bg)}
-& .do{border-left:3px solid var(--acc);background:var(--acc-bg);padding:8px 12px;margin:16px 0 0;border-radius:0 4px 4px 0}
-& .do.warn{border-color:var(--warn);background:var(--warn-bg)}& .do.bad{border-color:var(--bad);background:var(--bad-bg)}
+& .do{border-left:3px solid var(--acc);background:var(--acc-bg);padding:8px 12px;margin:16px 0 0;
+ border-radius:0 4px 4px 0}
+& .do.warn{border-color:var(--warn);background:var(--warn-bg)}& .do.bad{border-color:var(--bad);
+ background:var(--bad-bg)}
 & table+table{margin-top:12px}& .slim{width:auto;min-width:24em;max-width:100%}
 & .foot{margin-top:12px;font-size:12px;color:var(--dim)}
-& :is(ins,del){text-decoration:none;display:inline-block;width:calc(100% + 12px);padding:0 6px;margin:0 -6px}
+& :is(ins,del){text-decoration:none;display:block;padding:0 6px;margin:0 -6px}
 & ins{background:var(--ok-bg);color:var(--ok)}& del{background:var(--bad-bg);color:var(--bad)}'''
 
-# %% ../nbs/style.ipynb #51ee56af
+# %% ../nbs/style.ipynb #95085139
 _TABLES = '''
 & table{border-collapse:collapse;width:100%;font-size:13px;table-layout:auto;border:0;color:inherit}
 & :is(thead,tbody,tr){background:none}
-& :is(th,td){padding:5px 12px 5px 0;border:0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;font-weight:400;line-height:1.5;
+& :is(th,td){padding:5px 12px 5px 0;border:0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
+ font-weight:400;line-height:1.5;
  background:none;color:inherit;white-space:normal;max-width:none}
 & thead th{font-size:12px;color:var(--dim);vertical-align:bottom;padding-top:0}
 & caption{caption-side:top;text-align:left;font-size:12px;font-weight:600;color:var(--dim);padding:12px 0 4px}
 & :is(th,td):last-child{padding-right:0}
-& :is(th,td).n{text-align:right;white-space:nowrap}& td.w{min-width:9em;overflow-wrap:anywhere}& thead th.n{white-space:normal}& td.s{font-size:12px;color:var(--dim);white-space:nowrap}
+& :is(th,td).n{text-align:right;white-space:nowrap}& td.w{min-width:9em;overflow-wrap:anywhere}
+& thead th.n{white-space:normal}& td.s{font-size:12px;color:var(--dim);white-space:nowrap}
 & tr.me>*{background:var(--acc-bg)}& tr.me>:first-child{box-shadow:inset 3px 0 var(--acc);padding-left:10px}
 & details{border-bottom:1px solid var(--line)}& details[open]{padding-bottom:12px}
 & .folds{border-top:1px solid var(--line);margin-top:24px}
@@ -83,30 +90,42 @@ _TABLES = '''
 & th b{white-space:nowrap}@container (min-width:780px){& .one{white-space:nowrap}}
 @container (max-width:640px){& .opt{display:none}& .one small{display:block;white-space:nowrap}}'''
 
-# %% ../nbs/style.ipynb #2445d228
+# %% ../nbs/style.ipynb #19d29799
 _BARS = '''
 & .mem :is(td,th){border:0;vertical-align:middle;padding-top:0;padding-bottom:0}
-& .mem tbody th{padding:8px 16px 8px 0;width:1%;white-space:nowrap}& .mem .tag{margin-left:4px}& .mem .name small{display:block}
+& .mem tbody th{padding:8px 16px 8px 0;width:1%;white-space:nowrap}& .mem .tag{margin-left:4px}
+& .mem .name small{display:block}
 & .mem .tr{width:100%;padding:0;position:relative}& .mem .n{padding-left:16px}& .mem thead :is(th,td){height:22px}
 & .mem tr.me>*{background:none}& .mem tr.me>:first-child{box-shadow:none;padding-left:0}
 & .bar{display:flex!important;height:20px!important;width:100%!important;gap:1px}
-& .bar i{display:block!important;height:20px!important;flex:none}& .key i{display:inline-block;width:12px;height:12px;margin-right:6px;vertical-align:-1px;border-radius:2px}
-& .weights{background:var(--weights)!important}& .train{background:var(--train)!important}& .acts{background:var(--acts)!important}& .full{background:var(--over)!important}
-& .over{background:repeating-linear-gradient(45deg,var(--over) 0 2px,transparent 2px 4px)!important;box-shadow:inset 0 0 0 1px var(--over)}
-& .more{background:repeating-linear-gradient(45deg,var(--over) 0 1px,transparent 1px 5px)!important;box-shadow:inset 0 0 0 1px var(--over)}
-& .torn{position:relative;overflow:hidden;clip-path:polygon(0 0,100% 0,98.9% 20%,100% 40%,98.9% 60%,100% 80%,98.9% 100%,0 100%)}
-& .torn em{position:absolute;left:8px;right:16px;overflow:hidden;text-overflow:ellipsis;color:var(--on-weights);font-size:12px;line-height:20px;font-style:normal;white-space:nowrap}
+& .bar i{display:block!important;height:20px!important;flex:none}& .key i{display:inline-block;width:12px;height:12px;
+ margin-right:6px;vertical-align:-1px;border-radius:2px}
+& .weights{background:var(--weights)!important}& .train{background:var(--train)!important}
+& .acts{background:var(--acts)!important}& .full{background:var(--over)!important}
+& .over{background:repeating-linear-gradient(45deg,var(--over) 0 2px,transparent 2px 4px)!important;
+ box-shadow:inset 0 0 0 1px var(--over)}
+& .more{background:repeating-linear-gradient(45deg,var(--over) 0 1px,transparent 1px 5px)!important;
+ box-shadow:inset 0 0 0 1px var(--over)}
+& .torn{position:relative;overflow:hidden;
+ clip-path:polygon(0 0,100% 0,98.9% 20%,100% 40%,98.9% 60%,100% 80%,98.9% 100%,0 100%)}
+& .torn em{position:absolute;left:8px;right:16px;overflow:hidden;text-overflow:ellipsis;color:var(--on-weights);
+ font-size:12px;line-height:20px;font-style:normal;white-space:nowrap}
 & .cap[hidden]{display:block;position:absolute;top:0;bottom:0;width:2px;background:var(--ink)}
 & .mem tfoot td{height:18px;font-size:11px;color:var(--dim)}& .mem tfoot .tr{border-top:1px solid var(--line)}
 & .mem tfoot span{white-space:nowrap;position:absolute;transform:translateX(-50%);top:1px}
 & .mem tfoot span:first-child{transform:none}& .mem tfoot span:last-child{transform:translateX(-100%)}
-& .mem thead .tr span{position:absolute;bottom:1px;transform:translateX(-50%);white-space:nowrap;font-size:12px;font-weight:600;color:var(--ink)}
-& .key{display:flex;flex-wrap:wrap;gap:4px 20px;margin:8px 0 0;list-style:none;font-size:12px}& .key li{margin:0}& .key b{margin-left:4px}
-@container (max-width:640px){& .mem tr{display:grid;grid-template-columns:1fr auto auto;align-items:center}& .mem tbody th{padding:8px 8px 4px 0;width:auto;white-space:normal}
- & .mem td.tr{grid-row:2;grid-column:1/-1;min-height:20px}& .mem :is(thead,tfoot) .tr{grid-row:1;grid-column:1/-1;width:100%;min-height:20px}
- & .mem :is(thead,tfoot) :not(.tr,.tr *){display:none}& .mem :is(thead,tfoot)>tr{display:grid!important}& .torn em[hidden]{display:none}}'''
+& .mem thead .tr span{position:absolute;bottom:1px;transform:translateX(-50%);white-space:nowrap;font-size:12px;
+ font-weight:600;color:var(--ink)}
+& .key{display:flex;flex-wrap:wrap;gap:4px 20px;margin:8px 0 0;list-style:none;font-size:12px}& .key li{margin:0}
+& .key b{margin-left:4px}
+@container (max-width:640px){& .mem tr{display:grid;grid-template-columns:1fr auto auto;align-items:center}
+& .mem tbody th{padding:8px 8px 4px 0;width:auto;white-space:normal}
+ & .mem td.tr{grid-row:2;grid-column:1/-1;min-height:20px}& .mem :is(thead,tfoot) .tr{grid-row:1;grid-column:1/-1;
+ width:100%;min-height:20px}
+ & .mem :is(thead,tfoot) :not(.tr,.tr *){display:none}& .mem :is(thead,tfoot)>tr{display:grid!important}
+& .torn em[hidden]{display:none}}'''
 
-# %% ../nbs/style.ipynb #f8454165
+# %% ../nbs/style.ipynb #d369dcfc
 def variables(
     theme:dict # `LIGHT` or `DARK`
 )->str: # Declarations

@@ -7,7 +7,8 @@ from IPython.display import display
 from qlora_nb import parse
 from qlora_nb.training.run import Memory
 from qlora_nb.ui.browser import Browser
-from qlora_nb.ui.explorer import Controls, Explorer
+from qlora_nb.ui.controls import Controls
+from qlora_nb.ui.explorer import Explorer
 from qlora_nb.ui.panels import WIDGET_VIEW, RunPanel, attach
 
 class Rows:

@@ -10,17 +10,19 @@ import json
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
+from math import prod
 from pathlib import Path
 
 from ..errors import QLoRAError, installed, nearest
 from .checkpoint import check_name, check_unquantised, read_config
-from .architecture import FAMILIES, MODEL_TYPES, Architecture, Experts
+from .architecture import Architecture, Experts, Latent
+from .families import FAMILIES
 from .skeleton import of_text, read, text_settings
 from ..store.hub import explain
 
 # %% ../../nbs/facts/models.ipynb #9df429f4
 _NEEDED = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size', 'vocab_size')
-_AS_HEADS = ('llama', 'granite', 'opt', 'gpt_neox', 'phi', 'phi3', 't5') # As many key heads as query heads, if not given
+_AS_HEADS = ('llama', 'granite', 'opt', 'gpt_neox', 'phi', 'phi3', 't5', 'deepseek_v2', 'deepseek_v3') # Key heads, if not given
 
 def _falcon(config, canonical):
     "What Falcon's config leaves to rules of its own"
@@ -48,8 +50,9 @@ def _block(config):
     "The family's block where the config changes it, else None"
     kind = config['model_type']
     family = FAMILIES[kind]
+    varied = [dict(changes) for key,value,changes in family.variants if key in config and config[key]==value]
+    if varied: return replace(family, **{field: value for changes in varied for field,value in changes.items()})
     if kind=='t5' and 'gated' in config.get('feed_forward_proj', ''): return replace(family, mlp=('wi_0', 'wi_1', 'wo'), gated=True)
-    if kind=='gpt_neox' and not config.get('use_parallel_residual', True): return replace(family, parallel=False)
     if kind!='falcon': return None
     if not config.get('parallel_attn', True): return replace(family, parallel=False, norms=FAMILIES['llama'].norms)
     norms = config.get('num_ln_in_parallel_attn') or 2
@@ -80,7 +83,9 @@ def _odd_layout(config):
 def _checked(config, who):
     "The config with Llama's names for its keys, once all that is needed is there"
     config = _canonical(dict(config))
-    missing = [k for k in _NEEDED if config.get(k) is None]
+    family = FAMILIES[config['model_type']]
+    of_experts = ('experts', 'num_experts_per_tok', 'expert_size') if (_block(config) or family).router else ()
+    missing = [k for k in (*_NEEDED, *of_experts) if config.get(k) is None]
     if missing: raise QLoRAError(f"the config of {who} has no {', '.join(missing)}")
     bad = next((k for k in _NEEDED if type(config[k]) is not int or config[k]<1), None)
     if bad: raise QLoRAError(f'{bad} of {who} must be a positive integer, got {config[bad]!r}')
@@ -88,22 +93,46 @@ def _checked(config, who):
     return config
 
 # %% ../../nbs/facts/models.ipynb #1c347c02
-def _mixed(config):
-    "Whether layers of one model differ from each other"
-    return bool(config.get('mlp_only_layers')) or config.get('decoder_sparse_step', 1)!=1
+def _counted(config):
+    "Whether a family counts the layers of a model"
+    family = FAMILIES.get(config.get('model_type'))
+    if family is None: return False
+    whole = dict(family.defaults) | {k: v for k,v in config.items() if v is not None}
+    return not any(whole.get(key) for key in family.traced)
 
-def _experts(config):
+def _experts(config, family):
     "How many experts there are, for a token and in all, and their width"
-    if not FAMILIES[config['model_type']].router: return {}
-    to_one = config['model_type']!='qwen3_moe' or bool(config.get('norm_topk_prob'))
-    return dict(experts=Experts(config['experts'], config['num_experts_per_tok'], config['expert_size'], to_one))
+    if not family.router: return None
+    to_one = not family.scored or bool(config.get('norm_topk_prob'))
+    shared = prod(config.get(key) or 0 for key in family.shared) if family.shared else 0
+    return Experts(config['experts'], config['num_experts_per_tok'], config['expert_size'], to_one, shared)
+
+def _latent(config, family):
+    return Latent(**{ours: config.get(key, default) for ours,key,default in family.latent}) if family.latent else None
+
+# %% ../../nbs/facts/models.ipynb #79178d10
+def _kind(arch, layers, count, config):
+    sizes = {ours: config[key] for ours,key in layers.sizes if config.get(key)}
+    block = replace(arch.family, **dict(layers.changes), order=None, kinds=())
+    return replace(arch, block=block, num_hidden_layers=count, **sizes)
+
+def _with_kinds(arch, config):
+    family = arch.family
+    if family.order is None: return arch
+    names = family.order(config)
+    there = [layers for layers in family.kinds if layers.name in names]
+    kinds = tuple(_kind(arch, layers, names.count(layers.name), config) for layers in there)
+    if len(kinds)==1: return kinds[0]
+    places = {layers.name: i for i,layers in enumerate(there)}
+    return replace(arch, kinds=kinds, layers=tuple(places[name] for name in names))
 
 # %% ../../nbs/facts/models.ipynb #5eecc4b6
 def _with_family(found):
     "What was read from a class, with the family of its language model where there is one"
     inner = of_text(found.config)
-    if inner is found.config or inner.get('model_type') not in FAMILIES or _mixed(inner): return found
-    text = from_config(text_settings(found.config), found.name, found.hub_id, found.source)
+    if inner is found.config or not _counted(inner): return found
+    settings = text_settings(found.config) | {k: v for k,v in inner.items() if v is not None}
+    text = from_config(settings, found.name, found.hub_id, found.source)
     tied = found.tie_word_embeddings
     return replace(text, model_type=found.model_type, config=found.config, block=text.family, read=found.read, tie_word_embeddings=tied)
 
@@ -116,23 +145,26 @@ def from_config(
 )->Architecture:
     "The architecture that a `config.json` describes"
     who = name or hub_id or config.get('_name_or_path') or 'the model'
-    described = config.get('model_type') in MODEL_TYPES and not _mixed(config)
-    if not described: return _with_family(read(config, who, hub_id, source))
+    if not _counted(config): return _with_family(read(config, who, hub_id, source))
     known = _checked(config, who)
     kind,layers,heads = known['model_type'],known['num_hidden_layers'],known['num_attention_heads']
+    block,family = _block(known),_block(known) or FAMILIES[kind]
+    latent = _latent(known, family)
+    if latent: known['head_dim'] = latent.plain+latent.rotated
     if not known.get('head_dim') and known['hidden_size']%heads:
         raise QLoRAError(f"{who}: hidden_size {known['hidden_size']} is not a multiple of its {heads} attention heads")
     tied = True if kind=='t5' else known.get('tie_word_embeddings')
     sizes = {k: known[k] for k in _NEEDED}
     if kind=='t5': sizes['num_hidden_layers'] = known.get('num_decoder_layers') or layers
-    return Architecture(who, kind, **sizes,
+    arch = Architecture(who, kind, **sizes,
         head_dim=known.get('head_dim') or known['hidden_size']//heads,
         tie_word_embeddings=FAMILIES[kind].tied if tied is None else bool(tied),
         biases=_biases(known),
         max_position_embeddings=known.get('max_position_embeddings'),
-        hub_id=hub_id, source=source, config=dict(config), block=_block(known),
+        hub_id=hub_id, source=source, config=dict(config), block=block,
         positions=known.get('max_position_embeddings', 2048)+2 if kind=='opt' else 0,
-        encoder_layers=layers if kind=='t5' else 0, eager=FAMILIES[kind].sinks, **_experts(known))
+        encoder_layers=layers if kind=='t5' else 0, eager=family.sinks, latent=latent, experts=_experts(known, family))
+    return _with_kinds(arch, known)
 
 # %% ../../nbs/facts/models.ipynb #f8c4a7d1
 DEMO = 'HuggingFaceTB/SmolLM2-135M-Instruct'

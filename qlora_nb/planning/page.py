@@ -14,7 +14,8 @@ from .fit import spread
 from .memory import rules_of_thumb
 from .terms import LEGEND
 from ..render import GiB, fmt_bytes
-from ..screens.answer import action, headline, more, names
+from .advice import KEYS
+from ..screens.answer import LEAST, action, headline, more, names
 from ..screens.bars import HEAD, Bar
 from ..screens.forms import Detail, Table, plain, verdict_cell
 from ..screens.renting import gpu_notes, gpu_table, others, price_detail, title
@@ -46,14 +47,21 @@ def memory_bars(p)->list: # Of `Bar`s
 def memory_details(p)->dict: # Key of `bars.MEANINGS` → what that part of the config's own bar is made of
     "The groups behind each colour"
     told = {}
-    for group,size in _groups(p, p.option).items(): told.setdefault(MEANING.get(group, 'acts'), []).append((size, group))
-    return {key: ', '.join(f'{LEGEND.get(group, group)} {fmt_bytes(size)}' for size,group in sorted(found, reverse=True)) for key,found in told.items()}
+    for group,size in _groups(p, p.option).items():
+        meaning = MEANING.get(group, 'acts')
+        told.setdefault(meaning, []).append((size, group))
+    return {meaning: _listed(found) for meaning,found in told.items()}
+
+def _listed(found): # Pairs of bytes and group → largest first
+    sizes = [f'{LEGEND.get(group, group)} {fmt_bytes(size)}' for size,group in sorted(found, reverse=True)]
+    return ', '.join(sizes)
 
 def memory_title(p)->tuple: # Heading, and what stands beside it in grey
     "Above the picture"
-    many = f'each of {p.machine.gpus} × {p.device.name}' if p.machine.gpus>1 else with_article(p.device.name)
-    has = f'{many} has {fmt_bytes(p.device.memory)} usable' if p.device.memory else 'no GPU is named'
-    return 'Memory by method',has
+    name,count = p.device.name,p.machine.gpus
+    if not p.device.memory: return 'Memory by method','no GPU is named'
+    one = f'each of {count} × {name}' if count>1 else with_article(name)
+    return 'Memory by method',f'{one} has {fmt_bytes(p.device.memory)} usable'
 
 # %% ../../nbs/planning/page.ipynb #07a8e53e
 def band(pair)->str: # Bytes, low and high
@@ -69,11 +77,13 @@ def numbers(p)->list: # Rows
     own = 'as runs on this device measured it' if p.machine.beside else ''
     paged = f' and {fmt_bytes(p.fit.paged)} of pageable optimizer state' if p.fit.paged else ''
     how = own or ('simulated by the trace' if p.traced else 'from 54 published runs')
-    tensors = 'tensors',fmt_bytes(p.tensors_bytes),'what the step holds at its peak; torch.cuda.max_memory_allocated'
-    process = 'process',band(p.device_bytes),'with Python and its libraries'+(own and f', {own}')
-    reserved = 'reserved',band(p.reserved_bytes),f'what PyTorch takes from the driver; {how}'
-    device = 'device',band(p.device_bytes),f'what nvidia-smi shows: with the CUDA context{paged}'
-    return [tensors, process] if p.device.kind in ('cpu', 'mps') else [tensors, reserved, device]
+    rows = [('tensors', fmt_bytes(p.tensors_bytes), 'what the step holds at its peak; torch.cuda.max_memory_allocated')]
+    if p.device.kind in ('cpu', 'mps'):
+        libraries = 'with Python and its libraries'+(own and f', {own}')
+        return [*rows, ('process', band(p.device_bytes), libraries)]
+    rows.append(('reserved', band(p.reserved_bytes), f'what PyTorch takes from the driver; {how}'))
+    rows.append(('device', band(p.device_bytes), f'what nvidia-smi shows: with the CUDA context{paged}'))
+    return rows
 
 def phases(p)->list: # Rows
     "The peak of each phase"
@@ -81,8 +91,9 @@ def phases(p)->list: # Rows
 
 def phase_detail(p)->Detail:
     "When memory peaks, and what other meters show"
-    tables = Table(PHASE_HEAD, phases(p), ('', 'n')),Table(NUMBER_HEAD, numbers(p), ('', 'n', 'w'))
-    return Detail('Memory by phase', f'the {p.binding} phase decides', tables)
+    when = Table(PHASE_HEAD, phases(p), ('', 'n'))
+    meters = Table(NUMBER_HEAD, numbers(p), ('', 'n', 'w'))
+    return Detail('Memory by phase', f'the {p.binding} phase decides', (when, meters))
 
 # %% ../../nbs/planning/page.ipynb #0d16fab0
 METHOD_HEAD = ('method', 'verdict', 'weights + optimizer state', 'in GB', 'peak', 'device', 'time', 'trained parameters')
@@ -96,21 +107,31 @@ def methods(p)->list: # Rows
 
 def _method_row(p, option, binary, decimal):
     budget,room = option.budget,option.fit
-    share = f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})'
-    time = short(middle(p.cost_of(option).hours)) if room.verdict!='no' else ''
-    kept = fmt_bytes(budget.total, binary),fmt_bytes(budget.total, decimal)
-    own = option.name+' ◀ this config'*option.asked
-    return own,verdict_cell(room.verdict),*kept,fmt_bytes(room.tensors, binary),span(room.device),time,share
+    return (
+        option.name+' ◀ this config'*option.asked,
+        verdict_cell(room.verdict),
+        fmt_bytes(budget.total, binary),
+        fmt_bytes(budget.total, decimal),
+        fmt_bytes(room.tensors, binary),
+        span(room.device),
+        _time(p, option),
+        f'{budget.trainable:,} ({budget.trainable/budget.parameters:.2%})')
 
-def _terms(terms): return [(t.name, fmt_bytes(t.bytes), t.dtype, t.formula+' (pageable)'*t.pageable) for t in terms]
+def _time(p, changed): # An `Option` or a `SettingChange`: no time where it does not fit
+    if changed.fit.verdict=='no': return ''
+    return short(middle(p.cost_for(changed.job).hours))
+
+def _kept(option):
+    "What an option keeps all the time"
+    rows = [(t.name, fmt_bytes(t.bytes), t.dtype, t.formula+' (pageable)'*t.pageable) for t in option.budget.terms]
+    return Table(TERM_HEAD, rows, ('', 'n', 'opt', 'w'), f'{option.name}: all the time')
 
 def method_detail(p)->Detail:
     "What each method keeps, term by term"
-    classes = '','','n opt','n opt','n opt','n','n','n opt'
-    kept = [Table(TERM_HEAD, _terms(o.budget.terms), ('', 'n', 'opt', 'w'), f'{o.name}: all the time') for o in p.options]
+    beside = Table(METHOD_HEAD, methods(p), ('', '', 'n opt', 'n opt', 'n opt', 'n', 'n', 'n opt'))
     trained = f'{p.budget.trainable:,} of {p.budget.parameters:,} parameters are trained'
-    every = dict.fromkeys(note for o in p.options for note in o.budget.notes)
-    return Detail('What each method keeps', trained, (Table(METHOD_HEAD, methods(p), classes), *kept), tuple(every))
+    notes = dict.fromkeys(note for o in p.options for note in o.budget.notes)
+    return Detail('What each method keeps', trained, (beside, *map(_kept, p.options)), tuple(notes))
 
 # %% ../../nbs/planning/page.ipynb #39c65083
 PART_HEAD = ('at the peak', 'memory')
@@ -123,10 +144,13 @@ def _size(term): return term.bytes
 
 def term_detail(p)->Detail:
     "The peak of the config, as arithmetic"
-    terms = sorted((t for t in p.option.estimate.terms if t.bytes), key=_size, reverse=True)
+    terms = [t for t in p.option.estimate.terms if t.bytes]
+    terms.sort(key=_size, reverse=True)
+    groups = Table(PART_HEAD, parts(p), ('', 'n'))
+    if not terms: return Detail('Every group at the peak', counted(len(groups.rows), 'group'), (groups,))
     rows = [(t.name, fmt_bytes(t.bytes), t.dtype, t.formula, t.source) for t in terms]
-    tables = Table(PART_HEAD, parts(p), ('', 'n')),Table((*TERM_HEAD, 'why'), rows, ('', 'n', 'opt', 'w', 'opt w'), 'by formula')
-    return Detail('Every term at the peak', f'{counted(len(rows), "term")}, with formulas', tables[:1] if not rows else tables)
+    every = Table((*TERM_HEAD, 'why'), rows, ('', 'n', 'opt', 'w', 'opt w'), 'by formula')
+    return Detail('Every term at the peak', f'{counted(len(rows), "term")}, with formulas', (groups, every))
 
 # %% ../../nbs/planning/page.ipynb #b090e3e9
 SETTING_HEAD = ('setting', 'change', 'memory', 'then', 'time', 'verdict')
@@ -137,48 +161,54 @@ def _signed(n, unit):
 
 def setting_rows(p)->list: # Rows
     "What one changed setting costs or saves"
-    unit = 'GiB' if max((abs(change.bytes) for change in p.setting_changes), default=0)>.1*GiB else 'MiB'
+    sizes = [abs(change.bytes) for change in p.setting_changes]
+    unit = 'GiB' if max(sizes, default=0)>.1*GiB else 'MiB'
     return [_setting_row(p, change, unit) for change in p.setting_changes]
 
 def _setting_row(p, change, unit):
-    time = short(middle(p.cost_for(change.job).hours)) if change.fit.verdict!='no' else ''
-    return f'`{change.key}`',change.said,_signed(change.bytes, unit),span(change.fit.device),time,verdict_cell(change.fit.verdict)
+    return (
+        f'`{change.key}`',
+        change.said,
+        _signed(change.bytes, unit),
+        span(change.fit.device),
+        _time(p, change),
+        verdict_cell(change.fit.verdict))
 
 def solved(p)->list: # Rows
     "The largest settings that fit the GPU"
-    names_ = dict(batch='training.per_device_train_batch_size', length='training.max_length')
-    own = p.job.method.name
-    return [(f'`{names_.get(key, f"{own}.{key}")}`', n) for key,n in p.largest.items() if n is not None]
+    keys = {key: KEYS.get(key, f'{p.job.method.name}.{key}') for key in p.largest}
+    return [(f'`{keys[key]}`', n) for key,n in p.largest.items() if n is not None]
 
 def helps(p)->str: # e.g. ``training.gradient_checkpointing` true → false: 3.7 h instead of 4.8 h`
     "The one setting that saves most time and still fits, the micro-batch left aside; empty: none does"
     if not p.cost.hours or p.verdict=='no': return ''
-    now = middle(p.cost.hours)
-    others_ = [c for c in p.setting_changes if c.fit.verdict=='fits' and 'batch' not in c.key]
-    timed = [(middle(p.cost_for(c.job).hours), c) for c in others_]
-    hours,best = min(timed, key=lambda pair: pair[0], default=(now, None))
-    return f'`{best.key}` {best.said}: {short(hours)} instead of {short(now)}' if hours<.97*now else ''
+    now,safe = middle(p.cost.hours),[c for c in p.setting_changes if c.fit.verdict=='fits' and c.key!=KEYS['batch']]
+    hours = {c: middle(p.cost_for(c.job).hours) for c in safe}
+    best = min(hours, key=hours.get, default=None)
+    if best is None or hours[best]>(1-LEAST)*now: return ''
+    return f'`{best.key}` {best.said}: {short(hours[best])} instead of {short(now)}'
 
 def setting_detail(p)->Detail|None:
     "What would change the answer"
     if not p.setting_changes: return None
     tables = [Table(SETTING_HEAD, setting_rows(p), ('', 'w', 'n opt', 'n', 'n', ''))]
     if solved(p): tables.append(Table(SOLVED_HEAD, solved(p), ('', 'n')))
-    return Detail('Settings that would change the answer', helps(p) or 'one at a time, from this config', tuple(tables))
+    best = helps(p) or 'one at a time, from this config'
+    return Detail('Settings that would change the answer', best, tuple(tables))
 
 # %% ../../nbs/planning/page.ipynb #1d2e309d
 LOAD_HEAD = ('before the first step', 'size', '')
 
 def load_rows(p)->list: # Rows
     "Disk and main memory"
-    l = p.loading
-    storage,share = p.job.storage,p.share
-    of_all = f'{share.quantised:,} of {share.whole:,} weights, as {storage.label}'
-    quantised = ('quantised', f'{share.value:.1%}', of_all)
-    rows = [('download', fmt_bytes(l.download), 'on disk; the weights come down in full'),
-        ('main memory', band(l.host), f'to load; the largest file has up to {fmt_bytes(l.shard)}'),
-        ('on the device', fmt_bytes(l.peak), 'while weights arrive')]
-    return [*rows, quantised] if storage.quantised else rows
+    load,storage,share = p.loading,p.job.storage,p.share
+    rows = [('download', fmt_bytes(load.download), 'on disk; the weights come down in full')]
+    rows.append(('main memory', band(load.host), f'to load; the largest file has up to {fmt_bytes(load.shard)}'))
+    rows.append(('on the device', fmt_bytes(load.peak), 'while weights arrive'))
+    if storage.quantised:
+        of_all = f'{share.quantised:,} of {share.whole:,} weights, as {storage.label}'
+        rows.append(('quantised', f'{share.value:.1%}', of_all))
+    return rows
 
 def load_detail(p)->Detail:
     "Disk and main memory to load it"
@@ -203,12 +233,24 @@ def quoted(p)->list: # Rows
 
 def quoted_detail(p)->Detail:
     "Rules of thumb"
-    return Detail('Rules of thumb', 'figures that are often quoted, for this model', (Table(QUOTED_HEAD, quoted(p), ('', 'n', 'w', 'w')),), (QUOTED_NOTE,))
+    table = Table(QUOTED_HEAD, quoted(p), ('', 'n', 'w', 'w'))
+    return Detail('Rules of thumb', 'figures that are often quoted, for this model', (table,), (QUOTED_NOTE,))
 
 def details(p)->list: # Of `Detail`s
     "What folds, in its order"
-    every = (others, setting_detail, phase_detail, term_detail, method_detail, price_detail, load_detail, note_detail, quoted_detail)
-    return [found for found in (make(p) for make in every) if found]
+    found = [make(p) for make in _DETAILS]
+    return [detail for detail in found if detail]
+
+_DETAILS = (
+    others,
+    setting_detail,
+    phase_detail,
+    term_detail,
+    method_detail,
+    price_detail,
+    load_detail,
+    note_detail,
+    quoted_detail)
 
 # %% ../../nbs/planning/page.ipynb #dc6e2ce9
 def memory_table(p)->Table:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST', 'names', 'who', 'place', 'is_whole', 'costs', 'answer', 'headline', 'more', 'Action', 'action']
 
-# %% ../../nbs/screens/answer.ipynb #60dea3f3
+# %% ../../nbs/screens/answer.ipynb #673b3409
 import re
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from .parts import TAGS
 from .ranking import START, offer, ranked, rental
 from .words import between, counted, day, long, middle, money, short, span, spread_hours, with_article
 
-# %% ../../nbs/screens/answer.ipynb #31ea161d
+# %% ../../nbs/screens/answer.ipynb #67c355fd
 def names(option)->tuple: # e.g. `QLoRA` and `nf4 with double quantisation, r=16`
     "The name of an option, and its small print"
     name,*rest = re.split(', | on ', option.name, maxsplit=1)
@@ -39,7 +39,7 @@ def costs(p, cost, prices)->list: # Dollars at the lowest and at the highest pri
     start = START if is_whole(p) else 0
     return [rental(middle(cost.hours), price.usd, p.machine.gpus, start) for price in (prices[0], prices[-1])]
 
-# %% ../../nbs/screens/answer.ipynb #8c0067d0
+# %% ../../nbs/screens/answer.ipynb #d339e1be
 def _price(p):
     return between(*map(money, costs(p, p.cost, p.device.prices))) if p.cost.hours and p.device.prices else ''
 
@@ -72,7 +72,7 @@ def headline(p)->str: # e.g. `✓ Fits. Llama-2-7B with QLoRA trains on a T4 in 
     sign,word,_ = TAGS[p.verdict]
     return f'{sign} {word[0].upper()}{word[1:]}. {answer(p)}'
 
-# %% ../../nbs/screens/answer.ipynb #4dcce3f9
+# %% ../../nbs/screens/answer.ipynb #49943565
 def _room(p):
     if p.verdict=='unknown': return 'Name yours under `hardware.gpu` for a verdict.'
     left = fmt_bytes(abs(p.margin))
@@ -109,7 +109,7 @@ def more(p)->str: # Sentences
     sessions = session_notes(p.device, p.cost.hours) if is_whole(p) and p.cost.hours and p.verdict!='no' else []
     return ' '.join(filter(None, [_room(p), _run(p), _rates(p), *sessions]))
 
-# %% ../../nbs/screens/answer.ipynb #7b610509
+# %% ../../nbs/screens/answer.ipynb #ab9faad6
 LEAST = .02 # Share of the time
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Action:
 
 def _word(value): return str(value).lower() if isinstance(value, bool) else value
 
-# %% ../../nbs/screens/answer.ipynb #fa209ee0
+# %% ../../nbs/screens/answer.ipynb #d8c73986
 def _saved(p, then): # → share of the time, and words
     now,new = middle(p.cost.hours),middle(then.hours)
     if not now or not new: return None,'for fewer passes'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEANINGS', 'HEAD', 'BEYOND', 'Bar', 'scale', 'ticks', 'memory_picture']
 
-# %% ../../nbs/screens/bars.ipynb #0897e78b
+# %% ../../nbs/screens/bars.ipynb #c22dd97c
 from dataclasses import dataclass
 from itertools import accumulate
 from math import floor, log10
@@ -15,7 +15,7 @@ from .parts import badge, said, verdict_badge
 from .words import rich, span
 from ..style import BARE
 
-# %% ../../nbs/screens/bars.ipynb #89fcc95b
+# %% ../../nbs/screens/bars.ipynb #9d00b4d1
 MEANINGS = dict( # Meaning of a colour → what it is called
     weights='weights',
     train='optimizer + gradients',
@@ -47,7 +47,7 @@ class Bar:
 
 HEAD = ('method', 'base', *MEANINGS.values(), 'needs', 'verdict')
 
-# %% ../../nbs/screens/bars.ipynb #55e8f466
+# %% ../../nbs/screens/bars.ipynb #5ea35a32
 BEYOND = 1.6 # Times the size that decides: a longer bar is torn
 
 def scale(
@@ -71,7 +71,7 @@ def ticks(
     texts = [f'{n:,.10g}' for n in at]
     return [(n*by, text) for n,text in zip(at, [*texts[:-1], f'{texts[-1]} {unit}'])]
 
-# %% ../../nbs/screens/bars.ipynb #85d72da6
+# %% ../../nbs/screens/bars.ipynb #e1cec20f
 def _share(size, top): return f'{100*size/top:.2f}%'
 
 def _segment(name, size, shown, top, detail):
@@ -98,7 +98,7 @@ def _torn(bar): # e.g. `weights 25 · optimizer + gradients 75 · activations 25
     sizes = [f'{MEANINGS[name].split(" + work")[0]} {whole(n)}' for name,n in bar.sizes.items() if name!='over']
     return f"{' · '.join(sizes)} {unit}"
 
-# %% ../../nbs/screens/bars.ipynb #f2db9e03
+# %% ../../nbs/screens/bars.ipynb #93f13176
 def _row(bar, top, capacity, details):
     mark = badge('◀ this config', 'acc') if bar.mine else ''
     name = tag('th', tag('span', f'{rich(bar.name)} {mark}<br>{tag("small", rich(bar.detail))}', 'name'), scope='row')

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Marked', 'verdict_cell', 'md', 'plain', 'Table', 'Detail']
 
-# %% ../../nbs/screens/forms.ipynb #294abcd1
+# %% ../../nbs/screens/forms.ipynb #13fd695c
 from dataclasses import dataclass
 
 from ..render import Markup, tag, text_table
 from . import parts
 from .words import bare, rich
 
-# %% ../../nbs/screens/forms.ipynb #a7291ce9
+# %% ../../nbs/screens/forms.ipynb #8494b80b
 @dataclass(frozen=True)
 class Marked:
     "A text with words that stand out"
@@ -48,7 +48,7 @@ def plain(text)->str:
     "A text in Markdown, where two dollar signs would make a formula"
     return str(text).replace('$', '\\$')
 
-# %% ../../nbs/screens/forms.ipynb #06c8dd65
+# %% ../../nbs/screens/forms.ipynb #99553099
 @dataclass(frozen=True)
 class Table:
     "Rows under a head"
@@ -76,7 +76,7 @@ class Table:
         lines.insert(1, f'|{rule}|')
         return '\n'.join([*([self.caption, ''] if self.caption else []), *lines])
 
-# %% ../../nbs/screens/forms.ipynb #9617ec39
+# %% ../../nbs/screens/forms.ipynb #a816e9d4
 @dataclass(frozen=True)
 class Detail:
     "What stands below the answer, and folds where it can"

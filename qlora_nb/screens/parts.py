@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TAGS', 'said', 'badge', 'verdict_badge', 'verdict', 'action', 'foot', 'table', 'fold', 'folds']
 
-# %% ../../nbs/screens/parts.ipynb #b285765f
+# %% ../../nbs/screens/parts.ipynb #bbac9a17
 from ..render import Markup, tag
 from .words import rich
 
-# %% ../../nbs/screens/parts.ipynb #7d29efef
+# %% ../../nbs/screens/parts.ipynb #f636b14a
 TAGS = dict( # Kind → sign and word: a colour is never alone
     fits=('✓', 'fits', 'ok'), tight=('!', 'tight', 'warn'), no=('✗', 'too big', 'bad'), unknown=('≈', 'no GPU named', 'acc'))
 
@@ -49,7 +49,7 @@ def foot(text:str)->str: # HTML
     "What is good to know of a table"
     return tag('p', rich(text), 'foot')
 
-# %% ../../nbs/screens/parts.ipynb #3f3352d7
+# %% ../../nbs/screens/parts.ipynb #e4854ad4
 def _cell(name, value, cls, **more): return tag(name, value if isinstance(value, Markup) else rich(value), cls, **more)
 
 def _row(cells, classes, cls=''):

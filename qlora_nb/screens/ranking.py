@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['START', 'WORTH', 'LEAST', 'rental', 'Offer', 'offer', 'ranked', 'front', 'marks', 'shortlist']
 
-# %% ../../nbs/screens/ranking.ipynb #c247da7d
+# %% ../../nbs/screens/ranking.ipynb #fe1f9515
 from dataclasses import dataclass
 
 from ..facts.prices import START_UP
 from .words import middle
 
-# %% ../../nbs/screens/ranking.ipynb #223dc5a0
+# %% ../../nbs/screens/ranking.ipynb #47fb04d2
 START = sum(START_UP)/2/60 # Hours from boot to the first step
 
 def rental(
@@ -48,7 +48,7 @@ def offer(
     dollars = rental(hours, device.prices[0].usd, gpus, start) if priced else None
     return Offer(device.name, best.fit.verdict, hours, dollars, judged)
 
-# %% ../../nbs/screens/ranking.ipynb #84d1fe92
+# %% ../../nbs/screens/ranking.ipynb #317d91a1
 def _order(one):
     far = float('inf')
     return (one.dollars if one.known else far),(one.hours or far)
@@ -68,7 +68,7 @@ def front(
         if not kept or one.hours<kept[-1].hours: kept.append(one)
     return kept
 
-# %% ../../nbs/screens/ranking.ipynb #c7f356eb
+# %% ../../nbs/screens/ranking.ipynb #2ad8b8f0
 WORTH = 2 # Times the lowest cost
 
 def marks(

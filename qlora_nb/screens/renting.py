@@ -6,7 +6,7 @@
 __all__ = ['LIMITED', 'HELPS', 'COLOURS', 'UNSEEN', 'GPU_HEAD', 'CLASSES', 'KINDS', 'gpu_row', 'offers', 'gpu_table', 'title',
            'gpu_notes', 'others', 'price_detail']
 
-# %% ../../nbs/screens/renting.ipynb #98557dba
+# %% ../../nbs/screens/renting.ipynb #c596537d
 from ..facts.prices import OLD, SESSIONS, age, session_notes
 from ..render import GiB, fmt_bytes
 from .answer import is_whole
@@ -14,7 +14,7 @@ from .forms import Detail, Marked, Table, verdict_cell
 from .ranking import START, WORTH, marks, offer, shortlist
 from .words import day, money, short, span, spread_hours
 
-# %% ../../nbs/screens/renting.ipynb #564310e0
+# %% ../../nbs/screens/renting.ipynb #27a7ec9f
 LIMITED = dict(matmul='matmul', memory='memory', launch='launch', host='launch') # Cause → as the table says it
 HELPS = dict( # Cause → the setting that helps
     matmul='`gradient_checkpointing: false`, where it fits, computes nothing twice',
@@ -31,7 +31,9 @@ def _range(hours):
     if not hours: return ''
     return spread_hours(hours)+' *'*((hours[1]/hours[0])**.5>UNSEEN)
 
-def _needed(fit): return f"{span(fit.device).split()[0]} of {fit.capacity/GiB:,.1f}" if fit.device[1]>=.1*GiB else span(fit.device)
+def _needed(fit):
+    needs,unit = span(fit.device).split()
+    return f'{needs} of {fit.capacity/GiB:,.1f}' if unit=='GiB' else f'{needs} {unit}'
 
 def _price(device):
     if not device.prices: return ''
@@ -46,61 +48,75 @@ def gpu_row(
     "A GPU with the cost of the run, or with its verdict"
     marked = [(word, COLOURS[word]) for word in words]+[('your GPU', '')]*own
     if one.verdict!='fits': marked += verdict_cell(one.verdict).words
-    name,best,device = Marked(one.name, tuple(marked), True),one.of.best,one.of.device
-    if best is None: return [name, '', '', '', '', _needed(one.of.fit), '', _price(device)]
-    limit = LIMITED.get(best.cost.limit, 'measured' if best.cost.hours else '')
-    cost,time = Marked(money(one.dollars), strong=True),Marked(short(one.hours), strong=True)
-    return [name, cost, time, _range(best.cost.hours), best.job.batch, _needed(best.fit), limit, _price(device)]
+    name,best = Marked(one.name, tuple(marked), True),one.of.best
+    price = _price(one.of.device)
+    if best is None: return [name, '', '', '', '', _needed(one.of.fit), '', price]
+    return [
+        name,
+        Marked(money(one.dollars), strong=True),
+        Marked(short(one.hours), strong=True),
+        _range(best.cost.hours),
+        best.job.batch,
+        _needed(best.fit),
+        LIMITED.get(best.cost.limit, 'measured' if best.cost.hours else ''),
+        price]
 
-# %% ../../nbs/screens/renting.ipynb #741d8fa3
+# %% ../../nbs/screens/renting.ipynb #d0d86a3a
 def offers(p)->list: # Of `Offer`s, one for each GPU
     "Every GPU of the plan, with the cost of the run there"
     return [offer(v, p.machine.gpus, START if is_whole(p) else 0) for v in p.gpu_verdicts]
 
-def _own(p): return p.device.name if any(v.device==p.device for v in p.gpu_verdicts) else ''
+def _own(p): return p.device.name if p.here else ''
 
 def gpu_table(p)->Table:
     "What to rent, cheapest run first; one's own GPU in its place, or at the end where it has no cost"
     every,own = offers(p),_own(p)
     shown,_ = shortlist(every, own)
     words = marks(every)
-    if own and own not in {one.name for one in shown}: shown = [*shown, next(one for one in every if one.name==own)]
+    shown += [one for one in every if one.name==own and one not in shown]
     rows = [gpu_row(one, words.get(one.name, ()), one.name==own) for one in shown]
-    return Table(GPU_HEAD, rows, CLASSES, mine=tuple(n for n,one in enumerate(shown) if one.name==own))
+    mine = [n for n,one in enumerate(shown) if one.name==own]
+    return Table(GPU_HEAD, rows, CLASSES, mine=tuple(mine))
 
 def title(p)->str:
     "Above the table"
-    many = f'{p.machine.gpus} × each, ' if p.machine.gpus>1 else ''
-    return f"GPUs by cost of {'this run' if is_whole(p) else 'a million tokens'}"+(f' ({many}{p.machine.sharding.upper()})' if many else '')
+    what = 'this run' if is_whole(p) else 'a million tokens'
+    many = f' ({p.machine.gpus} × each, {p.machine.sharding.upper()})' if p.machine.gpus>1 else ''
+    return f'GPUs by cost of {what}{many}'
 
-# %% ../../nbs/screens/renting.ipynb #7499cc9e
+# %% ../../nbs/screens/renting.ipynb #23b377b1
 _CAUSES = dict(matmul='matrix products', memory='memory traffic', launch='the launch of kernels', host='the launch of kernels from a slow CPU')
 
-def _helps(p, shown):
+def _helps(shown):
     causes = dict.fromkeys(one.of.best.cost.limit for one in shown if one.of.best)
-    told = {}
-    for cause in causes:
-        if cause: told.setdefault(HELPS[cause], []).append(_CAUSES[cause])
-    return ' '.join(f"Limited by {' or '.join(names)}: {text}." for text,names in told.items())
+    told = [f'Limited by {_CAUSES[cause]}: {HELPS[cause]}.' for cause in causes if cause]
+    return ' '.join(told)
 
 def _sessions(p):
     "What a free session gives, in place of a rental"
-    free = {name for s in SESSIONS if s.terms.startswith('free') for name in s.gpus}-{p.device.name}
-    runs = [v for v in p.gpu_verdicts if v.device.name in free and v.best and v.best.cost.hours]
-    lines = [(v.device.name, line) for v in runs for line in session_notes(v.device, v.best.cost.hours) if '(free' in line and ' ends within' in line]
-    return [f'{name} without rental: {line}' for name,line in lines]
+    lines = []
+    for one in p.gpu_verdicts:
+        if one is p.here or not one.best or not one.best.cost.hours: continue
+        notes = session_notes(one.device, one.best.cost.hours)
+        lines += [f'{one.device.name} without rental: {note}' for note in notes if '(free' in note and ' ends within' in note]
+    return lines
 
 def gpu_notes(p)->list: # Texts
     "What the table counts"
     every = offers(p)
     shown,_ = shortlist(every, _own(p))
-    rows = p.job.batch*p.job.accumulation*p.machine.gpus
-    start = f' Cost includes {round(60*START)} minutes to boot, download {fmt_bytes(p.loading.download)} and load.' if is_whole(p) else ' Start-up is not in the cost.'
-    first = f'**Each GPU at its best micro-batch**, effective batch {rows}. A time holds ÷×1.3 to ÷×1.35 where runs on the GPU were published; * ÷×1.6 where none was.'
-    value = f' Best value: the fastest GPU at no more than {WORTH} times the lowest cost. Prices are the lowest listed that day, and change by the week.'
-    return list(filter(None, [first+start+value, _helps(p, shown), ' '.join(_sessions(p)) if is_whole(p) else '']))
+    whole,rows = is_whole(p),p.job.batch*p.job.accumulation*p.machine.gpus
+    start = _STARTED.format(round(60*START), fmt_bytes(p.loading.download)) if whole else _NO_START
+    sessions = ' '.join(_sessions(p)) if whole else ''
+    return [note for note in (_COUNTED.format(rows, start), _helps(shown), sessions) if note]
 
-# %% ../../nbs/screens/renting.ipynb #0b1fc3c4
+_STARTED = 'Cost includes {} minutes to boot, download {} and load.'
+_NO_START = 'Start-up is not in the cost.'
+_COUNTED = f"""**Each GPU at its best micro-batch**, effective batch {{}}. A time holds ÷×1.3 to ÷×1.35 where runs on the GPU were published;
+* ÷×1.6 where none was. {{}} Best value: the fastest GPU at no more than {WORTH} times the lowest cost.
+Prices are the lowest listed that day, and change by the week.""".replace('\n', ' ')
+
+# %% ../../nbs/screens/renting.ipynb #913d6935
 def _names(offers, most=4):
     names = [one.name for one in offers]
     return ', '.join(names[:most])+(f' and {len(names)-most} more' if len(names)>most else '')
@@ -111,10 +127,15 @@ def others(p)->Detail|None:
     shown,rest = shortlist(every, own)
     unpriced = [one for one in every if one.verdict!='no' and not one.known and one.name!=own]
     small = [one for one in every if one.verdict=='no' and one.name!=own]
-    groups = [(rest, 'dearer and slower than one above'), (unpriced, 'that fit, without a price or a known speed'), (small, 'too small at any micro-batch')]
-    tables = [Table(GPU_HEAD, [gpu_row(one) for one in group], CLASSES, words) for group,words in groups if group]
-    holds = '; '.join(f'{len(group)} {words}: {_names(group)}' for group,words in groups if group)
-    return Detail(f'{len(rest)+len(unpriced)+len(small)} more GPUs', holds, tuple(tables)) if tables else None
+    groups = {
+        'dearer and slower than one above': rest,
+        'that fit, without a price or a known speed': unpriced,
+        'too small at any micro-batch': small}
+    groups = {words: group for words,group in groups.items() if group}
+    tables = [Table(GPU_HEAD, list(map(gpu_row, group)), CLASSES, words) for words,group in groups.items()]
+    holds = '; '.join(f'{len(group)} {words}: {_names(group)}' for words,group in groups.items())
+    count = sum(map(len, groups.values()))
+    return Detail(f'{count} more GPUs', holds, tuple(tables)) if tables else None
 
 KINDS = 'community', 'secure', 'spot', 'hyperscaler', 'subscription', 'on-demand', ''
 
@@ -126,11 +147,16 @@ def price_detail(p)->Detail|None:
     "Prices per hour by kind of rental, in the order of the open table"
     shown,rest = shortlist(offers(p), _own(p))
     devices = [one.of.device for one in shown+rest]
-    kinds = [kind for kind in KINDS if any(_of_kind(device, kind) for device in devices)]
-    if not kinds: return None
-    rows = [[device.name, *(_of_kind(device, kind) for kind in kinds)] for device in devices]
     prices = [price for device in devices for price in device.prices]
-    dates,old = sorted(price.date for price in prices),sum((age(price) or 0)>OLD for price in prices)
-    holds = f'{len(prices)} prices, read from {dates[0]} to {dates[-1]}'+(f'; {old} older than {OLD} days' if old else '')
-    colab = [f'{s.name} ({s.terms}): {", ".join(s.gpus)}, sessions of {s.hours:g} h.' for s in SESSIONS]
-    return Detail('Prices per hour by kind of rental', holds, (Table(('GPU', *(kind or 'not said' for kind in kinds)), rows),), tuple(colab))
+    if not prices: return None
+    kinds = [kind for kind in KINDS if any(price.kind==kind for price in prices)]
+    rows = [[device.name, *(_of_kind(device, kind) for kind in kinds)] for device in devices]
+    head = 'GPU',*(kind or 'not said' for kind in kinds)
+    sessions = [f'{s.name} ({s.terms}): {", ".join(s.gpus)}, sessions of {s.hours:g} h.' for s in SESSIONS]
+    return Detail('Prices per hour by kind of rental', _dates(prices), (Table(head, rows),), tuple(sessions))
+
+def _dates(prices):
+    dates = sorted(price.date for price in prices)
+    old = sum((age(price) or 0)>OLD for price in prices)
+    read = f'{len(prices)} prices, read from {dates[0]} to {dates[-1]}'
+    return f'{read}; {old} older than {OLD} days' if old else read

@@ -6,7 +6,7 @@
 __all__ = ['middle', 'short', 'long', 'spread_hours', 'money', 'between', 'span', 'day', 'counted', 'with_article', 'rich',
            'bare']
 
-# %% ../../nbs/screens/words.ipynb #6a43f284
+# %% ../../nbs/screens/words.ipynb #2df91d30
 import re
 from datetime import date
 from html import escape
@@ -14,7 +14,7 @@ from math import sqrt
 
 from ..render import GiB
 
-# %% ../../nbs/screens/words.ipynb #d1ab256e
+# %% ../../nbs/screens/words.ipynb #47a7a0d5
 def middle(
     span # Low and high; None: not known
 )->float|None:
@@ -50,7 +50,7 @@ def spread_hours(
     number,unit = _scaled(high)
     return f'{_rounded(low*number/high)}–{_rounded(number)} {unit}'
 
-# %% ../../nbs/screens/words.ipynb #6b660156
+# %% ../../nbs/screens/words.ipynb #01ce717f
 def money(
     usd:float|None # US dollars; None: not known
 )->str: # e.g. `$0.82`
@@ -73,7 +73,7 @@ def span(
     digits = 0 if top>=99.95*by else 1 if top>=by else 2
     return '–'.join(dict.fromkeys(f'{n/by:,.{digits}f}' for n in pair))+' '+unit
 
-# %% ../../nbs/screens/words.ipynb #ceef958b
+# %% ../../nbs/screens/words.ipynb #6cfc35b7
 _MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
 _SMALL = 'no one two three four five six seven eight nine'.split()
 
@@ -100,7 +100,7 @@ def with_article(
     vowels = _SPELT if first.upper()==first else 'AEIO'
     return f"{'an' if first[0] in vowels else 'a'} {name}"
 
-# %% ../../nbs/screens/words.ipynb #30595327
+# %% ../../nbs/screens/words.ipynb #9997bca9
 def rich(text)->str: # HTML
     "A text on a page"
     marked = re.sub(r'\*\*(.+?)\*\*', r'<b>\1</b>', escape(str(text)))

@@ -9,10 +9,12 @@ __all__ = ['SIGN_EVERY', 'GONE_AFTER', 'PACKAGES', 'FORMAT', 'Lock', 'versions',
 # %% ../../nbs/store/folder.ipynb #5e385d13
 import errno, hashlib, json, os, platform, shlex, socket, time, weakref
 from array import array
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 from ..errors import QLoRAError, listed, nearest
+from ..interrupts import interrupts_noted
 from .files import copy_whole, write_whole
 from .mirror import no_folder_at, on_hub, pull
 from .secrets import redact_texts
@@ -35,6 +37,13 @@ def _flock(handle):
     except OSError as e: return False if e.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
+# %% ../../nbs/store/folder.ipynb #18cdb634
+def _owner(handle):
+    "What the process that has a lock, or had it, wrote into its file"
+    try: found = json.loads(os.pread(handle, 1000, 0) or b'{}')
+    except (OSError, ValueError): found = {'pid': '?'}
+    return found if isinstance(found, dict) else {'pid': '?'}
+
 # %% ../../nbs/store/folder.ipynb #c4024786
 _held_here = weakref.WeakSet()
 
@@ -51,14 +60,20 @@ class Lock:
 
     def take(self):
         "Take it, or say who has it"
+        with interrupts_noted():
+            try: return self._take()
+            except BaseException:
+                self.drop(keep=True)
+                raise
+
+    def _take(self):
         folder = self.path.parent
         try: self.handle = os.open(self.path, os.O_RDWR|os.O_CREAT, 0o644)
         except OSError as e:
             raise QLoRAError(f'{folder} cannot be written to: {e.strerror}', key='output.output_dir', value=str(folder)) from e
-        owner,locked = self._owner(),_flock(self.handle)
+        owner,locked = _owner(self.handle),_flock(self.handle)
         quiet = time.time()-os.fstat(self.handle).st_mtime
         if locked is False or (locked is None and owner and _alive(owner, quiet)):
-            self.drop(keep=True)
             raise QLoRAError(f'{folder} is in use by {_user(owner)}: stop that run first. {_remedy(owner, locked, self.path)}')
         mine = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
         try:
@@ -78,21 +93,14 @@ class Lock:
             except OSError: pass # The next one may come through
             time.sleep(SIGN_EVERY)
 
-    def _owner(self):
-        "What the process that has it, or had it, wrote"
-        try: found = json.loads(os.pread(self.handle, 1000, 0) or b'{}')
-        except (OSError, ValueError): found = {'pid': '?'}
-        return found if isinstance(found, dict) else {'pid': '?'}
-
     def drop(self,
         keep:bool=False # Leave what is written in the file
     ):
         "Let go of it"
         if self.handle is None: return
-        try:
+        with suppress(OSError):
             if not keep: os.ftruncate(self.handle, 0)
-            os.close(self.handle)
-        except OSError: pass
+        with suppress(OSError): os.close(self.handle)
         self.handle = None
         _held_here.discard(self)
 
