@@ -123,6 +123,18 @@ def stage(folder, archive, wheels):
     planner(site)
     return library,site
 
+PYTHON = 'Pyodide {version}, MPL-2.0, https://github.com/pyodide/pyodide, with CPython and its standard library, PSF-2.0, https://github.com/python/cpython'
+
+def licences(wheels)->str:
+    "What the page contains of others, and on which terms"
+    texts = [PYTHON.format(version=locked()[0][1])]
+    for wheel in wheels:
+        name,version = wheel.name.split('-')[:2]
+        with zipfile.ZipFile(wheel) as z:
+            own = [z.read(n).decode() for n in z.namelist() if re.search(r'\.dist-info/(licenses/)?LICENSE[^/]*$', n)]
+        texts.append('\n\n'.join([f'{name} {version}', *own]))
+    return f"\n\n{'-'*80}\n\n".join(texts)
+
 # ---- compiled, so that the browser need not
 
 def node()->str|None: # Its path
@@ -222,6 +234,7 @@ def build(out):
         package = Path(work)/'package'
         if node(): compiled((library, site), package, archive.stem)
         else: print('Playwright is not installed, so the modules stay sources: the page will start some seconds later')
+        (out/'licences.txt').write_text(licences(wheels), encoding='utf-8')
         packed(out/'python_stdlib.zip.packed', as_zip(library))
         packed(out/'planner.packed', as_list(site))
         for name in ('pyodide.asm.wasm', 'pyodide.asm.mjs'): packed(out/f'{name}.packed', (package/name).read_bytes())

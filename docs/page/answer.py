@@ -7,7 +7,6 @@ from qlora_nb.config.words import as_text
 from qlora_nb.data.names import NO_DATA
 from qlora_nb.errors import QLoRAError, nearest
 from qlora_nb.facts.checkpoint import check_name
-from qlora_nb.planning.page import headline, title
 from qlora_nb.planning.planner import plan
 
 def _beside(name): return Path(__file__).with_name(name).read_text(encoding='utf-8')
@@ -59,32 +58,34 @@ def config_of(cell, change):
     config = config.with_(**with_what_follows(config, change))
     return config,config.to_yaml()
 
-def drawn(config, cell):
+def drawn(config, cell, tokens):
     "The answer to a config: its page, or the model whose config.json is needed first"
     shown = {key: as_text(value) for key,value in config.flat.items()}
     notes = [note for note in config.notes if NO_DATA not in note] # Here that goes without saying
     found = dict(cell=cell, shown=shown, model=config.model, notes=notes)
     if not is_known(config.model): return found | dict(ask=config.model, near=nearest(config.model, PRESETS))
-    planned = plan(config)
-    return found | dict(html=planned._repr_html_(), title=title(planned), headline=headline(planned), verdict=planned.verdict)
+    planned = plan(config, tokens=tokens)
+    return found | dict(html=planned._repr_html_(), title=f'{planned.architecture.name} on {planned.device.name}', verdict=planned.verdict)
 
 def answer(
     cell:str, # Text of a config cell
     change:dict|None=None, # Dotted key → value
-    kept:dict|None=None # Model → what its config.json holds
+    kept:dict|None=None, # Model → what its config.json holds
+    tokens:int|None=None # In the training rows, where that is known
 )->dict:
     "The plan of a cell, with some keys changed"
     for name,config in (kept or {}).items(): keep(config, name)
-    return drawn(*config_of(cell, change))
+    return drawn(*config_of(cell, change), tokens)
 
 def paste(
     text:str, # A config.json
-    cell:str # The config cell until now
+    cell:str, # The config cell until now
+    **more # For `answer`
 )->dict:
     "The plan of a cell for a model whose config.json was pasted"
     config = read_json(text)
     name = keep(config)
-    return answer(cell, dict(model=name)) | dict(kept={name: config})
+    return answer(cell, dict(model=name), **more) | dict(kept={name: config})
 
 # ---- to go on in a notebook
 

@@ -2,7 +2,7 @@
 const $ = id => document.getElementById(id)
 const FIRST = $('cell').value, HUB = 'https://huggingface.co'
 const controls = [...document.querySelectorAll('[data-key], [data-own]')]
-let state = {cell: FIRST, kept: {}}  // `kept`: model → what its config.json holds
+let state = {cell: FIRST, kept: {}, tokens: null}  // `kept`: model → what its config.json holds; tokens in the training rows
 let shown = {}                       // dotted key → value of the last config that could be read
 let changes = {}                     // what was changed by controls since, as far as the worker has not answered it
 let typed = false                    // the cell is being edited: its text is not replaced
@@ -26,7 +26,7 @@ function begin() {
 
 function stopped(why) {
   $('status').textContent = `Python did not start here: ${why}`
-  for (const control of [...controls, ...document.querySelectorAll('#actions button')]) control.disabled = true
+  for (const control of [...controls, ...document.querySelectorAll('#actions button, #tokens, #cell')]) control.disabled = true
 }
 
 function send(ask) {
@@ -53,7 +53,7 @@ async function plan(wanted) {
     const {typed: _, ...ask} = now, found = await send(ask)
     clearTimeout(late)
     for (const [key, value] of Object.entries(now.change ?? {})) if (changes[key] === value) delete changes[key]
-    if (!found.errors && !found.crash) state = {cell: found.cell, kept: {...state.kept, ...found.kept}}
+    if (!found.errors && !found.crash) state = {...state, cell: found.cell, kept: {...state.kept, ...found.kept}}
     if (next) { if (next.do === 'answer' && !next.typed) next = {do: 'answer', ...state, change: {...changes}} }
     else show(found, (performance.now()-since)/1000)
   }
@@ -83,7 +83,8 @@ function show(found, seconds) {
 
 // The folds that were open stay open
 function draw(html) {
-  const name = fold => fold.querySelector('summary')?.textContent.replace(/[\d,.]+/g, '')
+  const words = node => node.nodeName === 'SMALL' ? '' : node.textContent.replace(/[\d,.]+/g, '')
+  const name = fold => [...fold.querySelector('summary')?.childNodes ?? []].map(words).join('').trim()
   const was = new Map([...$('plan').querySelectorAll('details')].map(fold => [name(fold), fold.open]))
   $('plan').innerHTML = html
   for (const fold of $('plan').querySelectorAll('details')) if (was.has(name(fold))) fold.open = was.get(name(fold))
@@ -113,8 +114,18 @@ for (const control of controls) control.addEventListener('change', () => {
 // A list of suggestions shows only what goes with the text in the field: it is emptied to be chosen from
 const model = document.querySelector('[data-key=model]')
 model.addEventListener('focus', () => { model.placeholder = model.value; model.value = '' })
-model.addEventListener('blur', () => { if (!model.value.trim()) model.value = changes.model ?? shown.model ?? model.placeholder })
-$('controls').addEventListener('submit', event => { event.preventDefault(); document.activeElement.blur() })
+model.addEventListener('blur', () => model.value = changes.model ?? shown.model ?? model.placeholder)
+$('controls').addEventListener('submit', event => event.preventDefault())
+$('controls').addEventListener('keydown', event => { if (event.key === 'Enter' && event.target.tagName === 'INPUT') event.target.blur() })
+
+const UNITS = {k: 1e3, m: 1e6, b: 1e9}
+
+$('tokens').addEventListener('change', () => {
+  const [, number, unit] = /^([\d.]+)\s*([kmb]?)$/i.exec($('tokens').value.replace(/[\s,_]/g, '')) ?? []
+  state.tokens = number ? Math.round(Number(number)*(UNITS[unit.toLowerCase()] ?? 1)) || null : null
+  $('tokens').value = state.tokens?.toLocaleString('en') ?? ''
+  plan()
+})
 
 let pause
 $('cell').addEventListener('input', () => {
@@ -127,7 +138,7 @@ $('cell').addEventListener('blur', () => typed = false)
 function read_cell() {
   const text = $('cell').value
   changes = {}
-  if (text.trimStart().startsWith('{')) { typed = false; return plan({do: 'paste', text, cell: state.cell}) }
+  if (text.trimStart().startsWith('{')) { typed = false; return plan({do: 'paste', text, cell: state.cell, tokens: state.tokens}) }
   typed = document.activeElement === $('cell')
   state = {...state, cell: text}
   plan({do: 'answer', ...state, typed: true})
@@ -168,17 +179,19 @@ async function read_hub(id) {
 function remember(model) {
   const parts = new URLSearchParams({cell: state.cell})
   if (state.kept[model]) parts.set('kept', JSON.stringify({[model]: state.kept[model]}))
-  history.replaceState(null, '', state.cell === FIRST ? location.pathname+location.search : `#${parts}`)
+  if (state.tokens) parts.set('tokens', state.tokens)
+  history.replaceState(null, '', state.cell === FIRST && !state.tokens ? location.pathname+location.search : `#${parts}`)
 }
 
 function recall() {
   const parts = new URLSearchParams(location.hash.slice(1)), cell = parts.get('cell') ?? FIRST
-  state = {cell, kept: {}}
+  state = {cell, kept: {}, tokens: Number(parts.get('tokens')) || null}
   try { state.kept = JSON.parse(parts.get('kept') ?? '{}') } catch { /* The model is then asked for */ }
   changes = {}
   typed = false
   $('cell').value = cell
-  if (cell !== FIRST) $('plan').classList.add('old')
+  $('tokens').value = state.tokens?.toLocaleString('en') ?? ''
+  if (location.hash) $('plan').classList.add('old')
   plan()
 }
 window.addEventListener('hashchange', recall)
