@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 from ..errors import QLoRAError, listed, nearest
 from ..interrupts import interrupts_noted
-from .files import copy_whole, write_whole
+from .files import copy_whole, refusal, write_whole
 from .mirror import no_folder_at, on_hub, pull
 from .secrets import redact_texts
 
@@ -203,7 +203,8 @@ def _fetched(name, output_dir, mirror_dir, away):
     if copy is None: return None
     back = Path(output_dir).expanduser().absolute()/copy.name
     no_folder_at(back, copy)
-    copy_whole(copy, back)
+    try: copy_whole(copy, back)
+    except OSError as e: raise QLoRAError(f'{copy} could not be fetched into {back.parent}: {refusal(e)}', key='--resume', value=name) from e
     return back
 
 # %% ../../nbs/store/folder.ipynb #75965f38

@@ -7,7 +7,7 @@ __all__ = ['RESCUE', 'PROGRESS', 'why_unwritten', 'unsaved', 'unexpected', 'copy
            'read_progress', 'keep_model', 'leave', 'or_noted', 'write_report']
 
 # %% ../../nbs/training/saving.ipynb #374a0397
-import errno, json, os, shutil, time
+import json, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import QLoRAError
 from ..render import page
 from ..store.checkpoints import checkpoints, retain, seal_checkpoint, unusable
-from ..store.files import sync, write_whole
+from ..store.files import refusal, sync, write_whole
 from ..store.folder import write_about
 from ..store.mirror import mirror
 from ..store.secrets import redact
@@ -25,11 +25,8 @@ from .run import Run, patch
 # %% ../../nbs/training/saving.ipynb #59ed1127
 def why_unwritten(folder, e)->str:
     "Why something could not be written under `folder`, in a few words"
-    lines = str(e).strip().splitlines() or [type(e).__name__]
-    full = getattr(e, 'errno', None)==errno.ENOSPC or 'No space left' in str(e)
     if not Path(folder).is_dir(): return 'its folder was moved or deleted while it trained'
-    if full or shutil.disk_usage(folder).free<2**20: return 'the disk is full'
-    return lines[0][:160]
+    return 'the disk is full' if shutil.disk_usage(folder).free<2**20 else refusal(e)
 
 RESCUE = "The trained adapter is still in memory: free some space and call run.save(), or run.save('another/folder')"
 
@@ -51,12 +48,13 @@ def unexpected(e)->QLoRAError:
     return error
 
 # %% ../../nbs/training/saving.ipynb #017b6777
-def copy_to_mirror(run):
+def copy_to_mirror(run)->str: # What went wrong; empty: nothing
     "Copy to `output.mirror_dir`, if there is one"
-    place = run.config.output.mirror_dir
-    if not place: return
-    try: mirror(run.folder, place)
-    except Exception as e: run.note(f'the copy in {place} is behind: {(getattr(e, "strerror", "") or str(e))[:200]}')
+    place,wrong = run.config.output.mirror_dir,''
+    try: place and mirror(run.folder, place)
+    except Exception as e: wrong = f'the copy in {place} is behind: {refusal(e)}'
+    if wrong: run.note(wrong)
+    return wrong
 
 # %% ../../nbs/training/saving.ipynb #5f36a9b0
 PROGRESS = 'progress.json'

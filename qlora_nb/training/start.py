@@ -23,7 +23,7 @@ from ..store.checkpoints import checkpoints, latest
 from ..store.folder import Lock, find_run, go_on, read_about, versions, write_about
 from ..store.files import write_whole
 from ..store.mirror import catch_up, names_at
-from .resume import config_of, written
+from .resume import SILENT, config_of, written
 from .run import Abandoned, Run
 from .saving import RESCUE, copy_to_mirror, keep_model, leave, unexpected, why_unwritten
 from .setup import check_changes, collect, load_model, look, take_up
@@ -270,16 +270,19 @@ def _facts(folder):
     if bad is None: return about
     raise QLoRAError(f'{folder}/run.json lacks {bad}, or holds something else there: the run cannot be resumed. Start it again with %qlora_train')
 
+def _differ(one, other): return any(one[key]!=other[key] for key in one if not key.startswith(SILENT))
+
 def _find_checkpoint(run, about, extend):
     run.resumed,damaged = latest(run.folder)
     run.notes += damaged
     if run.resumed is None:
         why = ''.join(f': {text}' for text in damaged[:1])
         raise QLoRAError(f'{run.name} has no checkpoint to resume from{why}. Start it again with %qlora_train', value=run.name)
-    if about['status']!='finished' or extend or run.config.flat!=config_of(run.folder, about).flat: return
-    copy_to_mirror(run) # Its end may have come before the copy's
+    if about['status']!='finished' or extend or _differ(run.config.flat, config_of(run.folder, about).flat): return
     command,total = f'{go_on(run.folder)} --extend',about.get('total')
-    raise QLoRAError(f'{run.name} is finished: {total} of {total} steps. To train longer: {command} 30, or {command} "1 epoch"')
+    said = f'{run.name} is finished: {total} of {total} steps. To train longer: {command} 30, or {command} "1 epoch"'
+    behind = copy_to_mirror(run) # Its end may have come before the copy's
+    raise QLoRAError(f'{said}. Note that {behind}' if behind else said)
 
 # %% ../../nbs/training/start.ipynb #501f6b0f
 def resume(
