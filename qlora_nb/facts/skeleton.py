@@ -164,6 +164,7 @@ _KINDS = ('Linear', 'Linear4bit', 'Linear8bitLt', 'Conv1D')
 def _none(): return None
 def _packed(model): return any(path.endswith(f'.{EXPERTS}.parametrizations') for path,_ in model.named_modules())
 
+# %% ../../nbs/facts/skeleton.ipynb #cefb7fcc
 def within(path:str, modules)->bool: # Paths of modules
     "Whether a path is that of one of some modules, or of something inside it"
     return any(path==module or path.startswith(f'{module}.') for module in modules)

@@ -64,8 +64,7 @@ def layer_weights(step):
         if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
         own = job.method.weights(step, l.name) if l.name in step.targets else {}
         for name,param in own.items(): weights[f'{l.name}.{name}'] = param
-    for name,width in block_norms(arch).items():
-        weights[name] = parameter((width,), step.norm, step.full)
+    for name,width in block_norms(arch).items(): weights[name] = parameter((width,), step.norm, step.full)
     if arch.family.sinks: weights['sinks'] = parameter((arch.num_attention_heads,), step.rest, step.full)
     return weights | _of_experts(step)
 
