@@ -3,6 +3,7 @@ import hashlib
 import pytest, tiny, torch
 from qlora_nb.config.cell import parse
 from qlora_nb.errors import QLoRAError
+from qlora_nb.planning.planner import plan
 from qlora_nb.results.evaluate import compare, generate
 from qlora_nb.store.checkpoints import checkpoints, curves
 from qlora_nb.tasks.register import TASKS
@@ -174,3 +175,7 @@ def test_a_cell_of_a_task_is_written_as_it_is_read():
 def test_what_does_not_belong_to_a_task_is_said_with_its_line(text, line):
     with pytest.raises(QLoRAError) as e: parse(f'model: demo\n{text}')
     assert line in str(e.value)
+
+def test_a_plan_says_what_it_counts_for_a_task():
+    told = plan('model: meta-llama/Llama-2-7b-hf\ntask: classification', gpu='T4')
+    assert TASKS['classification'].planned in told.notes and TASKS['classification'].planned not in plan('meta-llama/Llama-2-7b-hf', gpu='T4').notes

@@ -34,6 +34,7 @@ from ..methods.method import Method
 from ..methods.register import find_method
 from ..methods.share import check_share, planned_share
 from ..methods.storage import Storage, base_storage, own_note, storage
+from ..tasks.register import TASKS
 from ..simulation.job import Job, detect
 from ..speed.sharing import micro_batches, named, sharing_notes
 
@@ -227,7 +228,8 @@ def _of_config(config, arch, device):
     "Notes on what the config asks of model and device; raises where it cannot be"
     of_model = for_model(config, arch)[1] if isinstance(config, Config) else []
     own = own_note(arch.name, config.quantization, arch.config or {})
-    return *filter(None, [own, _experts_note(config, arch)]),*of_model,*for_device(config, device)[1]
+    said = own,_experts_note(config, arch),config.task in TASKS and TASKS[config.task].planned
+    return *filter(None, said),*of_model,*for_device(config, device)[1]
 
 def _experts_note(config, arch):
     experts = [l.name for l in arch.linears if l.kind=='experts']

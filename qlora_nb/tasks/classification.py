@@ -251,4 +251,5 @@ CLASSIFICATION = Task(
     model_settings=_model_settings,
     limit=positions,
     parts=_parts,
+    planned='Counted as the task causal-lm: training labels needs no more, since there are no logits over a vocabulary and the head is small.',
     shown=_shown)

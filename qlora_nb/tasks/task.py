@@ -82,6 +82,7 @@ class Task:
     shown: Callable = _nothing # (logged values) → [(name, value)] for the panel and the report
     limit: Callable = _as_asked # (max_length, tokenizer, the model's config.json) → tokens that a row may have
     passes: int = 1 # Sequences in a batch for each row
+    planned: str = '' # What a plan counts in its place, in words; empty: the task itself
 
     def __repr__(self): return self.name
     def __hash__(self): return hash(self.name)
