@@ -13,7 +13,7 @@ from families import TINY
 SLOW = ('glm', 'gemma4_text', 'qwen3_moe, every second layer dense', 'llama4_text, every second layer dense', 'deepseek_v2, queries made directly', 'deepseek_v3, halves rotated')
 def marked(name): return pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
 
-@pytest.mark.parametrize('name', map(marked, TINY))
+@pytest.mark.parametrize('name', [marked(n) for n in TINY])
 def test_a_traced_step_needs_what_a_real_one_does(name, tmp_path):
     "By `%qlora_train`'s trainer, with half of the tokens trained"
     job = cpu_memory.family_job(name)

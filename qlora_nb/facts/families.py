@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OF_EXPERTS', 'FAMILIES', 'MODEL_TYPES', 'Layers', 'Family']
 
-# %% ../../nbs/facts/families.ipynb #44370126
+# %% ../../nbs/facts/families.ipynb #18dc7a5e
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-# %% ../../nbs/facts/families.ipynb #dc155d48
+# %% ../../nbs/facts/families.ipynb #e48164c8
 @dataclass(frozen=True)
 class Layers:
     "A kind of layers among others"
@@ -17,7 +17,7 @@ class Layers:
     changes: tuple = () # `(field of Family, value)` where its block differs
     sizes: tuple = () # `(our name, name in config.json)` of sizes of its own
 
-# %% ../../nbs/facts/families.ipynb #930fd030
+# %% ../../nbs/facts/families.ipynb #c2ae1c3b
 @dataclass(frozen=True)
 class Family:
     "The block of a model type"
@@ -47,7 +47,7 @@ class Family:
     qk_norm: bool = False # Whether each head's queries and keys are normalised
     v_norm: bool = False # Whether its values are as well, without a weight
     l2_norm: bool = False # Whether queries and keys are normalised once they are rotated, without a weight
-    tempered: bool = False # Whether queries are scaled by their position
+    tempered: str = '' # dtype in which queries are scaled by their position: float32, or their own; empty: they are not
     one_plus: bool = False # Whether norms multiply by one plus the weight, in float32, as Gemma's do
     late_weight: bool = False # Whether norms multiply by their weight before the dtype of the input is restored
     power: bool = False # Whether the root of a norm is a power, which keeps what it is the power of
@@ -66,12 +66,12 @@ class Family:
     @property
     def linear_names(self): return (*self.qkv, self.out, *self.mlp)
 
-# %% ../../nbs/facts/families.ipynb #13126a4a
+# %% ../../nbs/facts/families.ipynb #d6093482
 OF_EXPERTS = ('gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3')
 
 def _pairs(**values): return tuple(values.items())
 
-# %% ../../nbs/facts/families.ipynb #19ba69b3
+# %% ../../nbs/facts/families.ipynb #93c66782
 _QKV = Family().qkv
 _MLP = Family().mlp
 _ATTENTION = (*_QKV, 'o_proj')
@@ -84,7 +84,7 @@ _GLM = dict(mlp=('gate_up_proj', 'down_proj'), rotary_joined=True, rotary='inter
     optional=(('attention_bias', _QKV),), defaults=_GLM_DEFAULTS)
 _GLM4_NORMS = 'input_layernorm','post_self_attn_layernorm','post_attention_layernorm','post_mlp_layernorm'
 
-# %% ../../nbs/facts/families.ipynb #462339ff
+# %% ../../nbs/facts/families.ipynb #867bad9a
 _FUSED_MLP = ('dense_h_to_4h', 'dense_4h_to_h')
 _FUSED = dict(qkv=('query_key_value',), out='dense', mlp=_FUSED_MLP, gated=False, activation='gelu', layer_norm=True)
 _SERIAL = ('use_parallel_residual', False, (('parallel', False),))
@@ -93,7 +93,7 @@ _GPT_NEOX = Family(**_FUSED, last_norm='final_layer_norm', parallel=True, rotary
 _FALCON = Family(**_FUSED, norms=('input_layernorm',), last_norm='ln_f', parallel=True, tied=True, embed='word_embeddings',
     keys=_pairs(num_key_value_heads='num_kv_heads', intermediate_size='ffn_hidden_size'))
 
-# %% ../../nbs/facts/families.ipynb #07fc16a5
+# %% ../../nbs/facts/families.ipynb #58665b92
 _OPT = Family(out='out_proj', mlp=('fc1', 'fc2'), gated=False, activation='relu', rotary='none',
     norms=('self_attn_layer_norm', 'final_layer_norm'), last_norm='final_layer_norm', layer_norm=True, tied=True,
     biases=(*_QKV, 'out_proj', 'fc1', 'fc2'), keys=_pairs(intermediate_size='ffn_dim'))
@@ -105,7 +105,7 @@ _T5_KEYS = _pairs(hidden_size='d_model', intermediate_size='d_ff', num_attention
 _T5 = Family(qkv=('q', 'k', 'v'), out='o', mlp=('wi', 'wo'), gated=False, norms=('layer_norm',),
     last_norm='final_layer_norm', tied=True, embed='shared', keys=_T5_KEYS)
 
-# %% ../../nbs/facts/families.ipynb #6bf5c7c9
+# %% ../../nbs/facts/families.ipynb #8e51a1d7
 _NUMBER = ('experts', 'num_local_experts')
 _OWN_WIDTH = ('expert_size', 'moe_intermediate_size')
 _AS_MLP = ('expert_size', 'intermediate_size')
@@ -117,7 +117,7 @@ def _stepped(config):
     def sparse(i): return i not in dense and (i+1)%step==0
     return ['sparse' if sparse(i) else 'dense' for i in range(config['num_hidden_layers'])]
 
-# %% ../../nbs/facts/families.ipynb #0f335a46
+# %% ../../nbs/facts/families.ipynb #16a61d0c
 _QWEN3_MOE = Family(router='gate', scored=True, qk_norm=True, optional=_BIASED, order=_stepped, kinds=_SPARSE,
     keys=(_NUMBER, ('experts', 'num_experts'), _OWN_WIDTH),
     defaults=_pairs(experts=128, num_experts_per_tok=8, expert_size=768))
@@ -127,7 +127,7 @@ _GPT_OSS = Family(router='router', expert_biases=True, routing='chosen', activat
     sliding=True, sinks=True, late_weight=True, optional=_BIASED, keys=(_NUMBER, _AS_MLP),
     defaults=_pairs(attention_bias=True, experts=128, num_experts_per_tok=4, head_dim=64))
 
-# %% ../../nbs/facts/families.ipynb #2c9bee4d
+# %% ../../nbs/facts/families.ipynb #e9e83f0b
 def _dense_first(config):
     dense,layers = config['first_k_dense_replace'],config['num_hidden_layers']
     return ['dense' if i<dense else 'sparse' for i in range(layers)]
@@ -142,7 +142,7 @@ def _widths(query, key, plain, rotated, value):
     ours = 'query','key','plain','rotated','value'
     return tuple(zip(ours, names, (query, key, plain, rotated, value)))
 
-# %% ../../nbs/facts/families.ipynb #a6eb8a49
+# %% ../../nbs/facts/families.ipynb #79aef3ec
 _DOWN_UP = ('kv_a_proj_with_mqa', 'kv_b_proj')
 _DIRECT = ('q_lora_rank', None, (('qkv', ('q_proj', *_DOWN_UP)),))
 _HALVES = ('rope_interleave', False, (('rotary', 'halves'),))
@@ -151,7 +151,7 @@ _DEEPSEEK = dict(qkv=('q_a_proj', 'q_b_proj', *_DOWN_UP), router='gate', kinds=_
     shared=('moe_intermediate_size', 'n_shared_experts'), keys=(('experts', 'n_routed_experts'), _OWN_WIDTH))
 _SIGMOID = dict(routing='sigmoid', scored=True, rotary='pairs', variants=(_DIRECT, _HALVES))
 
-# %% ../../nbs/facts/families.ipynb #e796afef
+# %% ../../nbs/facts/families.ipynb #d4f7cdab
 _V2 = _pairs(experts=64, expert_size=1407, moe_intermediate_size=1407, n_shared_experts=2, first_k_dense_replace=0)
 _V3 = _pairs(experts=256, expert_size=2048, moe_intermediate_size=2048, n_shared_experts=1, first_k_dense_replace=3,
     num_experts_per_tok=8, norm_topk_prob=True)
@@ -162,8 +162,8 @@ _DEEPSEEK_V2 = Family(**_DEEPSEEK, routing='float', rotary='complex', variants=(
 _DEEPSEEK_V3 = Family(**_DEEPSEEK, **_SIGMOID, order=_dense_first, latent=_widths(1536, 512, 128, 64, 128), defaults=_V3)
 _GLM4_LITE = Family(**_DEEPSEEK, **_SIGMOID, order=_named, latent=_widths(768, 512, 192, 64, 256), defaults=_LITE)
 
-# %% ../../nbs/facts/families.ipynb #82d96f11
-_TURNED = (('tempered', False),)
+# %% ../../nbs/facts/families.ipynb #54d6b147
+_TURNED = (('tempered', ''),)
 _PLAIN = (('rotary', 'none'), ('l2_norm', False))
 _NO_EXPERTS = (('router', ''),)
 _WIDE_MLP = (('intermediate_size', 'intermediate_size_mlp'),)
@@ -179,15 +179,15 @@ def _llama4_layers(config):
     turns = ('plain', 'rotated')
     return [f"{turns[bool(rotated[i])]} {'sparse' if i in sparse else 'dense'}" for i in layers]
 
-# %% ../../nbs/facts/families.ipynb #fb50c9a4
+# %% ../../nbs/facts/families.ipynb #c218747f
 _LLAMA4_VARIANTS = (('use_qk_norm', False, (('l2_norm', False),)),
-    ('attn_temperature_tuning', False, (('tempered', False),)))
+    ('attn_temperature_tuning', False, (('tempered', ''),)))
 _LLAMA4 = Family(router='router', routing='input', shared=('intermediate_size',), rotary='complex',
-    l2_norm=True, tempered=True, half_softmax=True, sliding=True, optional=_BIASED,
+    l2_norm=True, tempered='float32', half_softmax=True, sliding=True, optional=_BIASED,
     order=_llama4_layers, kinds=_LLAMA4_KINDS, variants=_LLAMA4_VARIANTS, keys=(_NUMBER, _AS_MLP),
     defaults=_pairs(experts=16, num_experts_per_tok=1, head_dim=128, intermediate_size_mlp=16384))
 
-# %% ../../nbs/facts/families.ipynb #58f5565f
+# %% ../../nbs/facts/families.ipynb #f55bb472
 def _gemma4_layers(config):
     layers = config['num_hidden_layers']
     types = config.get('layer_types') or ['full_attention' if i%6==5 else 'sliding_attention' for i in range(layers)]
@@ -199,7 +199,7 @@ _FEW_KEYS = (*_WIDE_HEADS, ('num_key_value_heads', 'num_global_key_value_heads')
 _GEMMA4_KINDS = (Layers('sliding'), Layers('full', (), _WIDE_HEADS),
     Layers('keys as values', (('qkv', ('q_proj', 'k_proj')),), _FEW_KEYS))
 
-# %% ../../nbs/facts/families.ipynb #e7a58fbb
+# %% ../../nbs/facts/families.ipynb #97b57526
 _GEMMA4_EXPERTS = ('enable_moe_block', True, (('router', 'proj'), ('beside', True)))
 _GEMMA4 = Family(norms=_SANDWICH, qk_norm=True, v_norm=True, late_weight=True, power=True, activation='gelu',
     scaled=('embedding',), tied=True, sliding=True, optional=_BIASED, shared=('intermediate_size',),
@@ -207,9 +207,11 @@ _GEMMA4 = Family(norms=_SANDWICH, qk_norm=True, v_norm=True, late_weight=True, p
     keys=(('experts', 'num_experts'), ('num_experts_per_tok', 'top_k_experts'), _OWN_WIDTH),
     defaults=_pairs(head_dim=256, global_head_dim=512, hidden_size_per_layer_input=256),
     traced=('hidden_size_per_layer_input', 'num_kv_shared_layers', 'use_double_wide_mlp'))
+_UNIFIED = replace(_GEMMA4, defaults=_pairs(head_dim=256, global_head_dim=512)) # 12B
 
-# %% ../../nbs/facts/families.ipynb #c49a08d7
+# %% ../../nbs/facts/families.ipynb #40b9286d
 FAMILIES = dict(llama=Family(optional=_BOTH_BIASED), mistral=Family(), # Llama's block as it is
+    ministral3=Family(tempered='own', defaults=_pairs(head_dim=128)),
     granite=Family(optional=_BOTH_BIASED, scaled=('embedded', 'residual', 'logits')),
     smollm3=Family(tied=True, optional=_BOTH_BIASED, defaults=_pairs(num_key_value_heads=4)),
     qwen2=Family(biases=_QKV),
@@ -219,7 +221,7 @@ FAMILIES = dict(llama=Family(optional=_BOTH_BIASED), mistral=Family(), # Llama's
     gemma=Family(**_GEMMA),
     gemma2=Family(**_GEMMA, norms=_SANDWICH, sliding=True),
     gemma3_text=Family(**_GEMMA, norms=_SANDWICH, qk_norm=True, sliding=True),
-    gemma4_text=_GEMMA4,
+    gemma4_text=_GEMMA4, gemma4_unified_text=_UNIFIED,
     phi3=Family(qkv=('qkv_proj',), mlp=('gate_up_proj', 'down_proj'), rotary_joined=True),
     glm=Family(**_GLM), glm4=Family(**_GLM, norms=_GLM4_NORMS), glm4_moe_lite=_GLM4_LITE,
     qwen3_moe=_QWEN3_MOE, mixtral=_MIXTRAL, gpt_oss=_GPT_OSS, llama4_text=_LLAMA4,

@@ -64,7 +64,8 @@ def layer_weights(step):
         if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
         own = job.method.weights(step, l.name) if l.name in step.targets else {}
         for name,param in own.items(): weights[f'{l.name}.{name}'] = param
-    for name,width in block_norms(arch).items(): weights[name] = parameter((width,), step.norm, step.full)
+    norms = block_norms(arch).items()
+    weights |= {name: parameter((width,), step.norm, step.full) for name,width in norms}
     if arch.family.sinks: weights['sinks'] = parameter((arch.num_attention_heads,), step.rest, step.full)
     return weights | _of_experts(step)
 
@@ -110,7 +111,7 @@ def normed(step, weight, x):
     family = step.arch.family
     return rms_norm(step.heap, x, weight, family.one_plus, family.late_weight, family.power)
 
-# %% ../../nbs/simulation/block.ipynb #5a6a0af6
+# %% ../../nbs/simulation/block.ipynb #01730be6
 def _kernel(step, q, v, groups):
     job,arch = step.job,step.arch
     if job.attention!='sdpa': return 'eager' if job.attention=='eager' else 'flash'
@@ -160,7 +161,8 @@ def _rotated(step, q, k):
         q = call(rms_norm, heap, q, None)
         k = call(rms_norm, heap, k, None)
     if not family.tempered: return q,k
-    scales = new(heap, 'scales of the positions', (1, step.job.length, 1, 1), 'float32')
+    dtype = 'float32' if family.tempered=='float32' else q.dtype
+    scales = new(heap, 'scales of the positions', (1, step.job.length, 1, 1), dtype)
     return cast(heap, mul_fixed(heap, q, scales, 'scaled queries'), q.dtype),k
 
 # %% ../../nbs/simulation/block.ipynb #7ad4b99e
@@ -190,7 +192,7 @@ def _attention(step, weights, x):
     out,table = _attend(step, weights, q, k, v)
     return call(project, step, weights, arch.family.out, out),table
 
-# %% ../../nbs/simulation/block.ipynb #7734a679
+# %% ../../nbs/simulation/block.ipynb #1aeda352
 def _mlp(step, weights, x):
     heap,family = step.heap,step.arch.family
     gate = call(project, step, weights, family.mlp[0], x)
@@ -239,7 +241,7 @@ def _inner(step, weights, x, before):
     if not family.router: return _mlp(step, weights, x)
     return beside(step, weights, x, before) if family.beside else mixture(step, weights, x)
 
-# %% ../../nbs/simulation/block.ipynb #dc6c13d9
+# %% ../../nbs/simulation/block.ipynb #e43ca455
 def _one_after_the_other(step, weights, x):
     norms,before = step.arch.family.norms,x
     x = _norm(step, weights, norms[0], x)
