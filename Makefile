@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo course docs test lint sync
+.PHONY: help demo course page docs test lint sync
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
@@ -30,9 +30,16 @@ demo: $(READY) $(QUICKSTART)
 course: $(READY)
 	HF_HUB_OFFLINE=1 python tools/course.py
 
-## docs   the course, the examples and every module as a static site in _docs/; built and read without a network; REPO_URL=https://github.com/… adds links that open a lesson in Colab
+## page   the planner as a static page in _page/, which any web server can serve; needs the npm registry and PyPI once
+page: $(READY)
+	python tools/page.py
+	@echo 'See it: python -m http.server -d _page'
+
+## docs   the course, the examples and every module as a static site in _docs/, built and read without a network, and the planner's page where its parts can be had; REPO_URL=https://github.com/… adds links that open a lesson in Colab
 docs: $(DOCS_READY)
+	@python tools/page.py --or-not
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict -f docs/mkdocs.yml
+	@[ ! -d _page ] || cp -r _page _docs/planner
 	@echo 'Open _docs/index.html; with search: python -m http.server -d _docs'
 
 ## test   everything: style, notebooks and modules in step, the demo, the notebooks' own asserts, pytest with a browser, Colab and float32 lanes

@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from families import TINY
 from qlora_nb.training.loading import guard
+from qlora_nb.methods.experts import settle
 from qlora_nb.methods.lora import lora_config
 from qlora_nb.quiet import quiet
 from qlora_nb.facts.models import find, from_config
+from qlora_nb.facts.skeleton import has_experts, with_body
 from qlora_nb.render import fmt_bytes, text_table
 from qlora_nb.simulation.job import detect, make_job, stack
 from qlora_nb.simulation.run import run
@@ -47,6 +50,13 @@ def configs():
     yield 'Llama-2-7B, 2 layers, %qlora_train, no checkpointing, r 128', make_job(llama, batch=2, length=64, r=128, attention='eager', checkpointing=False, stack=OWN, **CPU)
     yield 'Llama-2-7B, 2 layers, TRL, 8 bits, r 8', make_job(llama, stored='int8', batch=1, length=64, r=8, stack=TRL, **CPU)
 
+    for name in TINY: yield f'{name}, tiny, %qlora_train', family_job(name)
+
+def family_job(name, **changes):
+    "A job of a tiny model of a family"
+    values = dict(batch=2, length=128, learned=64/127, stack=OWN) | CPU | changes
+    return make_job(from_config(TINY[name], name), **values)
+
 # A model on disk, loaded as a user would
 
 def folder_of(arch, where):
@@ -63,7 +73,8 @@ def loaded(job, where):
     from transformers import AutoModelForCausalLM
     dtype = torch.float32 if job.stack==OWN else torch.bfloat16 # As `load_base` does; the raw loop casts later
     m = AutoModelForCausalLM.from_pretrained(folder_of(job.arch, where), dtype=dtype, attn_implementation=job.attention,
-        **job.storage.load_kwargs(torch.bfloat16))
+        **job.storage.load_kwargs(torch.bfloat16, has_experts(job.arch.config)))
+    m = with_body(settle(m))
     m.config.use_cache = False
     return m if job.storage.bits==8 else guard(m)
 

@@ -1,4 +1,4 @@
-"Where the repository has an address on GitHub (`REPO_URL=https://github.com/… make docs`), each lesson and example opens in Colab"
+"Where the repository has an address on GitHub (`REPO_URL=https://github.com/… make docs`), each lesson and example opens in Colab; the start page leads to the planner's page, where that is built"
 import os
 
 def on_config(config):
@@ -11,6 +11,10 @@ def link(repo_url:str, path:str)->str: # HTML; empty without an address on GitHu
     if not name or not path.startswith(('course/', 'examples/')): return ''
     return f'<p><a href="https://colab.research.google.com/github/{name}/blob/main/nbs/{path}">Open in Colab</a></p>'
 
+PLANNER = '<p><a href="planner/index.html">Plan a run in the browser</a>: no installation, no kernel</p>'
+
 def on_page_content(html, page, config, files):
     "mkdocs: for each page"
-    return link(config.repo_url, page.file.src_uri)+html
+    path = page.file.src_uri
+    built = path=='index.ipynb' and os.path.isdir(os.path.join(os.path.dirname(__file__), '..', '_page'))
+    return link(config.repo_url, path)+(PLANNER if built else '')+html

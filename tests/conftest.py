@@ -11,7 +11,7 @@ def files(*paths):
     return [Path(o) for o in out.stdout.splitlines() if (root/o).is_file()]
 
 # Files that take a minute or more of CPU time, the longest first: begun first, so that two workers end together
-LONG = 'course colab float32 resume kernel examples killtest browser trace guardian demo colab_python'.split()
+LONG = 'course colab float32 resume kernel examples killtest browser formulas trace allocator guardian page demo colab_python'.split()
 
 def pytest_collection_modifyitems(items):
     "The long files before all others, with `--dist loadfile --no-loadscope-reorder`"

@@ -40,3 +40,12 @@ def test_colab_opens_what_github_has(monkeypatch):
     at = 'https://colab.research.google.com/github/someone/qlora_nb/blob/main/nbs/course/04_nf4.ipynb'
     for repo in ('https://github.com/someone/qlora_nb', 'https://github.com/someone/qlora_nb.git', 'https://github.com/someone/qlora_nb/'): assert f'href="{at}"' in link(repo, 'course/04_nf4.ipynb')
     assert not any((link('', 'course/04_nf4.ipynb'), link(None, 'index.ipynb'), link('https://example.org/x', 'course/04_nf4.ipynb'), link(repo, 'memory.ipynb')))
+
+def test_the_start_page_leads_to_the_planner_where_its_page_was_built(monkeypatch):
+    from types import SimpleNamespace
+    monkeypatch.syspath_prepend(root/'docs')
+    import colab
+    def shown(path): return colab.on_page_content('<h1>', SimpleNamespace(file=SimpleNamespace(src_uri=path)), SimpleNamespace(repo_url=None), [])
+    for built in (True, False):
+        monkeypatch.setattr(colab.os.path, 'isdir', lambda path: built)
+        assert ('href="planner/index.html"' in shown('index.ipynb'))==built and shown('ui/cli.ipynb')=='<h1>'

@@ -19,7 +19,8 @@ from qlora_nb.facts import machine
 from qlora_nb.facts.machine import glance, pick_gpu
 from qlora_nb.facts.optimizers import OPTIMIZERS
 from qlora_nb.store.folder import read_about, write_about
-from qlora_nb.training import guard, trainer
+from qlora_nb.tasks import trainers
+from qlora_nb.training import guard
 from qlora_nb.training.start import resume, train
 from qlora_nb.ui.doctor import check_4bit, check_gpu
 
@@ -112,7 +113,7 @@ def test_an_embedding_is_gone_after_a_run_with_an_8bit_optimizer(small, tmp_path
 
 def full(monkeypatch, rows):
     "Let a pass over more than `rows` rows fail as on a GPU that is full; whether autocast is on in each pass"
-    step,seen = trainer.Trainer.compute_loss,[]
+    step,seen = trainers.Continuing.compute_loss,[]
     def compute_loss(self, model, inputs, *args, **kw):
         layer = model.get_base_model().model.layers[0].mlp
         handle = layer.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled('cpu')))
@@ -121,14 +122,14 @@ def full(monkeypatch, rows):
             if len(inputs['input_ids'])>rows: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB')
             return loss
         finally: handle.remove()
-    monkeypatch.setattr(trainer.Trainer, 'compute_loss', compute_loss)
+    monkeypatch.setattr(trainers.Continuing, 'compute_loss', compute_loss)
     return seen
 
 
 def test_smaller_micro_batches_keep_autocast_and_loss_scaling(scaled, monkeypatch, small, tmp_path):
     "With TRL's own loss, as on a GPU, which leaves autocast to the prepared model"
     scaled()
-    monkeypatch.setattr(trainer, 'plain_head', lambda config: False)
+    monkeypatch.setattr(trainers, 'plain_head', lambda config: False)
     seen = full(monkeypatch, 1)
     text = with_optim(cell(small, tmp_path), 'adamw_torch', ', on_oom: shrink')+'quantization: {bnb_4bit_compute_dtype: bfloat16}\n'
     run = train(text, NS_ROWS)
@@ -148,7 +149,7 @@ def test_memory_that_is_not_enough_for_the_base_is_answered(small, tmp_path, whe
 
 
 def test_memory_that_is_not_enough_for_the_adapters_is_answered(small, tmp_path):
-    with patch('qlora_nb.training.trainer.Trainer', converts), pytest.raises(QLoRAError, match='not enough memory to attach the adapters'):
+    with patch('qlora_nb.training.trainer.trainer_class', converts), pytest.raises(QLoRAError, match='not enough memory to attach the adapters'):
         train(cell(small, tmp_path), NS_ROWS)
 
 

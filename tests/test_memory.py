@@ -1,5 +1,5 @@
 "Every term against what PEFT, bitsandbytes and PyTorch really allocate"
-import importlib.util, json, math, os, re, shutil, subprocess, sys, warnings
+import importlib.util, json, math, os, re, shutil, subprocess, sys, warnings, weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from qlora_nb.planning.estimate import estimate
 from qlora_nb.methods.lora import adapter_shapes, target_linears
 from qlora_nb.methods.full import FULL
 from qlora_nb.methods.storage import BITS, storage
-from qlora_nb.facts.architecture import FAMILIES, Architecture, Linear
+from qlora_nb.facts.architecture import Architecture, Linear
+from qlora_nb.facts.families import FAMILIES
 from qlora_nb.facts.models import find, from_config, presets
 from qlora_nb.simulation.job import STACKS, Job, make_job, stack
 from qlora_nb.simulation.block import Step
@@ -375,10 +376,28 @@ FAMILY |= dict(smollm3=dict(pad_token_id=0), glm=dict(pad_token_id=0), glm4=dict
 FAMILY |= dict(gemma2=dict(attn_logit_softcapping=None, final_logit_softcapping=None), opt=dict(ffn_dim=320, dropout=0.),
     phi3=dict(num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2), phi=dict(num_key_value_heads=4, partial_rotary_factor=.5),
     gpt_neox=dict(rotary_pct=.25), falcon=dict(ffn_hidden_size=320))
+LATENT = dict(num_key_value_heads=4, q_lora_rank=48, kv_lora_rank=40, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=32,
+    n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, first_k_dense_replace=1)
+LLAMA4 = dict(model_type='llama4_text', num_local_experts=4, intermediate_size_mlp=256, pad_token_id=0)
+GEMMA4 = dict(model_type='gemma4_text', global_head_dim=64, num_global_key_value_heads=1, hidden_size_per_layer_input=0)
+FEW = dict(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=64)
+FAMILY |= dict(deepseek_v2=LATENT, deepseek_v3=LATENT | dict(n_group=2, topk_group=1), glm4_moe_lite=LATENT)
+FAMILY |= {'deepseek_v3, queries made directly': LATENT | dict(model_type='deepseek_v3', q_lora_rank=None, n_group=2, topk_group=1, rope_interleave=False, attention_bias=True)}
+def kinds_of(kind, layers): # The kind of layer that is added by one more of them
+    sliding = ['sliding_attention']*(layers-1)+['full_attention']
+    full = ['sliding_attention']+['full_attention']*(layers-1)
+    return {'llama4_text': LLAMA4 | dict(no_rope_layers=[1]*layers), 'llama4_text, plain': LLAMA4 | dict(no_rope_layers=[1]+[0]*(layers-1)),
+        'llama4_text, dense': LLAMA4 | dict(no_rope_layers=[1]*layers, moe_layers=[0]), 'gemma4_text': GEMMA4 | dict(layer_types=sliding),
+        'gemma4_text, full': GEMMA4 | dict(layer_types=full), 'gemma4_text, keys as values': GEMMA4 | dict(layer_types=full, attention_k_eq_v=True),
+        'gemma4_text, experts': GEMMA4 | FEW | dict(layer_types=sliding),
+        'qwen3_moe, dense': FAMILY['qwen3_moe'] | dict(model_type='qwen3_moe', mlp_only_layers=list(range(1, layers)))}.get(kind)
+MIXED = ('llama4_text', 'llama4_text, plain', 'llama4_text, dense', 'gemma4_text', 'gemma4_text, full', 'gemma4_text, keys as values',
+    'gemma4_text, experts', 'qwen3_moe, dense')
+
 def tiny(kind, layers):
     drop = dict(phi3=('head_dim',), phi=('head_dim',), gpt_neox=('head_dim', 'num_key_value_heads'), opt=('head_dim', 'num_key_value_heads'), falcon=('head_dim', 'num_key_value_heads'))
-    c = {**TINY, **FAMILY[kind], 'model_type': kind, 'num_hidden_layers': layers}
-    return {k: v for k,v in c.items() if k not in drop.get(kind, ())}
+    c = {**TINY, 'model_type': kind, **(FAMILY[kind] if kind in FAMILY else kinds_of(kind, layers)), 'num_hidden_layers': layers}
+    return {k: v for k,v in c.items() if k not in drop.get(kind, ('head_dim',) if 'kv_lora_rank' in c else ())}
 
 
 def really_kept(kind, layers, attention, method):
@@ -387,20 +406,23 @@ def really_kept(kind, layers, attention, method):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
     c = tiny(kind, layers)
-    m = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{k: v for k,v in c.items() if k!='model_type'}), attn_implementation=attention).float()
+    m = AutoModelForCausalLM.from_config(AutoConfig.for_model(**c), attn_implementation=attention).float()
     m.config.use_cache = False
     if method=='lora':
         m = get_peft_model(m, LoraConfig(r=4, target_modules=from_config(c, kind).linear_names, task_type='CAUSAL_LM'))
         m.enable_input_require_grads()
     m.train()
-    own,seen = {p.untyped_storage().data_ptr() for p in [*m.parameters(), *m.buffers()]},{}
+    own,saved = {p.untyped_storage().data_ptr() for p in [*m.parameters(), *m.buffers()]},weakref.WeakSet()
+    class Held:
+        def __init__(self, tensor): self.store = tensor.untyped_storage()
     def pack(t):
-        store = t.untyped_storage()
-        if store.data_ptr() not in own: seen[store.data_ptr()] = store
-        return t
+        held = Held(t)
+        saved.add(held)
+        return t.detach(),held # What was kept for a branch that nobody needs goes with it
     x = torch.randint(3, 160, (2, 16))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = m(input_ids=x, labels=x)
-    return sum(s.nbytes() for s in seen.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept[0]): out = m(input_ids=x, labels=x)
+    stores = {h.store.data_ptr(): h.store.nbytes() for h in saved}
+    return sum(n for address,n in stores.items() if address not in own)
 
 
 def counted(kind, layers, attention, method):
@@ -414,7 +436,7 @@ def counted(kind, layers, attention, method):
     return s.heap.now
 
 
-@pytest.mark.parametrize('kind', FAMILY)
+@pytest.mark.parametrize('kind', [*FAMILY, *MIXED])
 @pytest.mark.parametrize('attention,method', [('eager', 'lora'), ('sdpa', 'lora'), ('eager', 'full')])
 def test_a_layer_keeps_what_the_real_one_keeps(kind, attention, method):
     "To the byte, family by family; Falcon keeps a scalar in each layer besides"

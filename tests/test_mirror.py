@@ -6,11 +6,13 @@ import huggingface_hub, pytest, tiny
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from qlora_nb.errors import QLoRAError
-from qlora_nb.store.mirror import identity, pull, push
+from qlora_nb.store.mirror import identity, mirror, pull, push
 from qlora_nb.store.checkpoints import checkpoints
-from qlora_nb.store.folder import find_run
+from qlora_nb.store.folder import find_run, read_about
+from qlora_nb.training.saving import copy_to_mirror
 from qlora_nb.training.start import resume, train
-from test_resume import ROWS, cell, final, stop
+from qlora_nb.ui.runs import runs
+from test_resume import ROWS, bytes_of, cell, final, stop
 
 class Hub:
     "Repositories are folders; `fails` is raised by whatever is asked"
@@ -98,3 +100,109 @@ def test_which_run_is_meant(tmp_path, hub):
     with pytest.raises(QLoRAError, match='name one of a, b'): pull('', 'hf://mira/runs', tmp_path/'out')
     with pytest.raises(QLoRAError, match='there are no runs in .* or hf://mira/runs'): find_run('c', tmp_path/'out', 'hf://mira/runs')
     assert pull('a', 'hf://mira/runs', tmp_path/'out')==tmp_path/'out'/'a' and find_run('a', tmp_path/'out', 'hf://mira/runs')==tmp_path/'out'/'a'
+
+# ---- a copy that is unfinished, further, or out of reach
+
+@pytest.fixture
+def dropped(monkeypatch):
+    "What huggingface_hub raises where there is no network"
+    import httpx2
+    return httpx2.ConnectError('[Errno 111] Connection refused')
+
+def test_a_network_that_is_gone_ends_no_run_and_is_one_line(folder, tmp_path, hub, dropped):
+    "The error of the HTTP client is no OSError"
+    assert not isinstance(dropped, (OSError, ValueError))
+    def cut(run): hub.fails = dropped
+    run = train(mirrored(folder, tmp_path/'out', max_steps=3, save_steps=1), ROWS, name='run', on_change=tiny.at_step(1, cut))
+    assert run.status=='finished' and len(run.checkpoints)==3 and sum('is behind: the hub cannot be reached' in n for n in run.notes)==1
+    for begin in (lambda: train(mirrored(folder, tmp_path/'b', max_steps=3), ROWS), lambda: resume('run', mirrored(folder, tmp_path/'c'), ROWS)):
+        with pytest.raises(QLoRAError, match='the hub cannot be reached') as e: begin()
+        assert len(str(e.value).splitlines())==1
+
+def finished_behind(folder, tmp_path, hub, error):
+    "A run that ended while the hub was away, after its first checkpoint was copied"
+    def cut(run): hub.fails = error
+    text = mirrored(folder, tmp_path/'out', max_steps=4, save_steps=2)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(3, cut))
+    there = hub.root/'mira'/'runs'/'run'
+    assert run.status=='finished' and [p.name for p in checkpoints(there)]==['checkpoint-2'] and not (there/'adapter').exists()
+    return run,text,there
+
+def test_the_copy_of_a_finished_run_is_completed_by_the_table_of_runs(folder, tmp_path, hub, dropped):
+    run,text,there = finished_behind(folder, tmp_path, hub, dropped)
+    assert runs(tmp_path/'out').said==['the copy of run in hf://mira/runs is behind: the hub cannot be reached (ConnectError)']
+    hub.fails = None
+    assert runs(tmp_path/'out').said==['the copy of run was unfinished and is whole now: hf://mira/runs']
+    assert final(type('Copy', (), dict(folder=there)))==final(run) and read_about(there)['status']=='finished'
+    commits,hub.fails = hub.commits,dropped
+    assert runs(tmp_path/'out').said==[] and hub.commits==commits, 'a copy that is whole is not asked for again'
+
+def test_the_copy_of_a_finished_run_is_completed_by_resuming_it(folder, tmp_path, hub, dropped):
+    run,text,there = finished_behind(folder, tmp_path, hub, dropped)
+    with pytest.raises(QLoRAError, match='run is finished: .* Note that the copy in hf://mira/runs is behind: the hub cannot be reached') as e: resume('run', text, ROWS)
+    assert len(str(e.value).splitlines())==1
+    hub.fails = None
+    with pytest.raises(QLoRAError, match='run is finished') as e: resume('run', text, ROWS)
+    assert 'behind' not in str(e.value) and final(type('Copy', (), dict(folder=there)))==final(run) and runs(tmp_path/'out').said==[]
+
+def test_one_place_that_fails_is_asked_once(folder, tmp_path, hub, dropped):
+    for name in ('one', 'two', 'three'): train(mirrored(folder, tmp_path/'out', max_steps=1), ROWS, name=name)
+    for run in (tmp_path/'out').iterdir(): (run/'.copied.json').unlink()
+    asked,hub.fails = [],dropped
+    hub._asked = lambda: asked.append(1) or (_ for _ in ()).throw(dropped)
+    assert len(runs(tmp_path/'out').said)==1 and len(asked)==1
+
+def test_a_copy_on_the_hub_that_is_further_is_fetched(folder, tmp_path, hub):
+    "Begun here, resumed in another session to its end, then taken up here again"
+    whole = final(train(cell(folder, tmp_path/'whole', save_steps=3), ROWS, name='run'))
+    text = mirrored(folder, tmp_path/'here', save_steps=3)
+    train(text, ROWS, name='run', on_change=tiny.at_step(4, stop))
+    resume('run', mirrored(folder, tmp_path/'there', save_steps=3), ROWS, on_change=tiny.at_step(11, stop))
+    again = resume('run', text, ROWS)
+    assert any('up to step 12 were fetched' in n for n in again.notes) and final(again)==whole
+
+@pytest.mark.parametrize('place', ['hf://mira/runs', 'folder'])
+def test_a_copy_that_is_further_is_never_replaced(folder, tmp_path, hub, dropped, place):
+    "The other session ended after this one had looked"
+    place = str(tmp_path/'drive') if place=='folder' else place
+    there = tmp_path/'drive'/'run' if 'drive' in place else hub.root/'mira'/'runs'/'run'
+    text = mirrored(folder, tmp_path/'here', place, save_steps=3)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(4, stop))
+    resume('run', mirrored(folder, tmp_path/'there', place, save_steps=3), ROWS)
+    before = bytes_of(there)
+    for refused in (lambda: mirror(run.folder, place), lambda: copy_to_mirror(run)):
+        try: said = refused()
+        except OSError as e: said = str(e)
+        assert 'it has checkpoint-15, which is further than this folder. Resume the run' in said
+    assert bytes_of(there)==before
+    again = resume('run', text, ROWS, extend='2')
+    assert again.step==17 and any('up to step 15 were fetched' in n for n in again.notes)
+
+def test_a_finished_copy_is_fetched_with_its_adapter(folder, tmp_path, hub):
+    text = mirrored(folder, tmp_path/'here', max_steps=6, save_steps=2)
+    run = train(text, ROWS, name='run', on_change=tiny.at_step(3, stop))
+    resume('run', mirrored(folder, tmp_path/'there', max_steps=6, save_steps=2), ROWS)
+    with pytest.raises(QLoRAError, match='run is finished: 6 of 6'): resume('run', text, ROWS)
+    assert final(run)==final(type('Copy', (), dict(folder=hub.root/'mira'/'runs'/'run')))
+
+@pytest.mark.parametrize('at', range(1, 9))
+def test_a_fetch_that_is_cut_off_is_completed_by_the_next(folder, tmp_path, hub, monkeypatch, at):
+    "At the first, second … file operation of the fetch"
+    from qlora_nb.store import mirror as module
+    text = mirrored(folder, tmp_path/'here', str(tmp_path/'drive'), max_steps=6, save_steps=2)
+    train(text, ROWS, name='run', on_change=tiny.at_step(3, stop))
+    resume('run', mirrored(folder, tmp_path/'there', str(tmp_path/'drive'), max_steps=6, save_steps=2), ROWS)
+    left = [at]
+    def counted(f):
+        def call(*args):
+            left[0] -= 1
+            if not left[0]: raise OSError(28, 'No space left on device')
+            return f(*args)
+        return call
+    with monkeypatch.context() as m:
+        for name in ('write_whole', 'copy_whole'): m.setattr(module, name, counted(getattr(module, name)))
+        with pytest.raises(QLoRAError, match='is further than .* and could not be fetched: the disk is full|is finished') as e: resume('run', text, ROWS)
+        assert len(str(e.value).splitlines())==1
+    try: resume('run', text, ROWS)
+    except QLoRAError as e: assert 'is finished' in str(e)
+    assert final(type('Run', (), dict(folder=tmp_path/'here'/'run')))==final(type('Copy', (), dict(folder=tmp_path/'drive'/'run')))

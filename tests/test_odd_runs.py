@@ -1,5 +1,4 @@
 "Runs that somebody or something interferes with: each ends in one line that says what to do, and nothing that was saved is lost"
-import json, os, shutil
 import pytest, tiny
 from qlora_nb.errors import QLoRAError
 from qlora_nb.store.checkpoints import PARTS, checkpoints, latest
@@ -7,7 +6,7 @@ from qlora_nb.store.files import seal
 from qlora_nb.training import trainer
 from qlora_nb.training.start import resume, train
 from qlora_nb.ui.runs import runs
-from test_resume import ROWS, bytes_of, cell, final, stop
+from test_resume import ROWS, cell, final, stop
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory): return final(train(cell(folder, tmp_path_factory.mktemp('whole')), ROWS, name='run'))

@@ -20,7 +20,7 @@ class Rows:
 
 def a_run(**kw):
     "What a panel reads of a run"
-    run = dict(name='puffins', step=42, total=75, seconds=93., losses=[(1, 3.), (42, .3)], evals=[], lr=1e-4, grad_norm=.5, tokens_per_second=800.,
+    run = dict(name='puffins', step=42, total=75, seconds=93., losses=[(1, 3.), (42, .3)], evals=[], scored=[], lr=1e-4, grad_norm=.5, tokens_per_second=800.,
         memory=Memory(), where='CPU', notes=[], samples=[], folder='runs/puffins', adapter=None, checkpoints=[], error=None,
         how_to_stop='■', next='', watchers=[], status='training', running=True)
     return SimpleNamespace(**run | kw)

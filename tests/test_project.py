@@ -68,7 +68,7 @@ def test_import_is_light_and_quick():
     pairs = [(seconds('import qlora_nb'), seconds('pass')) for _ in range(7)]
     assert median(a for a,_ in pairs)-median(b for _,b in pairs)<.3
 
-LAZY = ('training.trainer', 'training.watch', 'training.draws') # Subclasses of torch's and transformers' own, imported when a run begins
+LAZY = ('training.trainer', 'training.watch', 'training.draws', 'tasks.trainers') # Subclasses of torch's and transformers' own, imported when a run begins
 @pytest.mark.parametrize('module', [o for o in modules if o not in ('__main__', 'teach.lora_layer', *LAZY)])
 def test_module_imports_without_torch(module):
     out = python(f"import sys, qlora_nb.{module}; print([o for o in 'torch transformers pandas matplotlib datasets'.split() if o in sys.modules])")

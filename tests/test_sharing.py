@@ -18,8 +18,9 @@ from qlora_nb.planning.planner import plan
 from qlora_nb.planning.time import Work, cost, shared, step_time, work
 from qlora_nb.simulation.job import make_job
 from qlora_nb.speed.links import ASSUMED, link, links
-from qlora_nb.speed.sharing import MOST, micro_batches, named, parameter_bytes, rows_note, sharing_notes, traffic
+from qlora_nb.speed.sharing import HELD, MOST, micro_batches, named, parameter_bytes, rows_note, sharing_notes, traffic
 from qlora_nb.ui.cli import main
+from qlora_nb.ui.explorer import verdicts
 
 BENCH = root/'benchmarks'
 LLAMA = find('Llama-2-7B')
@@ -155,6 +156,8 @@ def test_the_plan_says_what_several_gpus_do(capsys):
     assert 'bnb_4bit_quant_storage is bfloat16' in text and 'rental cost the sum of all' in text
     assert d['communication']['bytes_per_step']==p.cost.traffic.step_bytes and d['gpus']==2
     assert all(v.cost.traffic for v in p.gpu_verdicts if v.cost.hours)
+    seen = {name: verdict for verdict,names in verdicts(p).items() for name in names}
+    assert seen=={v.device.name: v.verdict for v in p.gpu_verdicts} and '2 % less to 37 % more' in text
     one = plan('Llama-2-7B', gpu='RTX 3090')
     assert one.to_dict()['communication'] is None and 'Communication' not in str(one)
     assert main(['plan', 'Llama-2-7B', '--gpu', 'T4', '--gpus', '2', '--sharding', 'ddp'])==0 and '2 × T4 (DDP)' in capsys.readouterr().out
@@ -198,6 +201,8 @@ def test_published_memory_of_several_gpus(memory, tmp_path, capsys):
     assert len(known)==8 and max(map(abs, known))<.022
     others = [r['error'] for r in out.values() if r['error'] is not None and not r['id'].startswith('litgpt')]
     assert len(others)==30 and max(map(abs, others))<.27
+    more = [100*(1/(1+e)-1) for e in others]
+    assert HELD==(round(min(more)), round(max(more))) # As a plan says
     assert [r['id'] for r in out.values() if r['skipped'] and 'float32' not in r['skipped']]==['peft-docs-2x-Llama-2-70b-qlora']
 
 
@@ -268,4 +273,4 @@ def test_the_rows_of_one_gpu_are_judged_alone(memory):
 
 
 def test_notes_come_with_what_they_need():
-    assert len(sharing_notes(1, 16, 2, 'ddp', None, '3 GiB'))==3 and len(sharing_notes(1, 16, 2, 'fsdp', None, '3 GiB'))==4 and len(sharing_notes(1, 16, 2, 'fsdp', None))==3
+    assert len(sharing_notes(1, 16, 2, 'ddp', None, '3 GiB'))==3 and len(sharing_notes(1, 16, 2, 'fsdp', None, '3 GiB'))==5 and len(sharing_notes(1, 16, 2, 'fsdp', None))==4

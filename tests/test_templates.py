@@ -1,11 +1,12 @@
 "What is trained of a conversation under templates of many shapes, against strings written by hand; and what a template drops, moves or changes has a name"
+from dataclasses import replace
 import json
 from contextlib import nullcontext
 import pytest, tiny
 from hypothesis import HealthCheck, given, settings, strategies as st
 from qlora_nb.errors import QLoRAError
 from qlora_nb import parse
-from qlora_nb.tokens.encoding import SAID
+from qlora_nb.tokens.checks import SAID
 from qlora_nb.tokens.gate import prepare
 from qlora_nb.tokens.checks import says
 from qlora_nb.tokens.labels import Encoder, encode, trained
@@ -305,7 +306,7 @@ def test_everything_that_asks_the_model_asks_in_the_same_words(monkeypatch):
     def noted(model, tok, template, prompts, *args, **kw):
         seen.extend(template.prompt(tok, o) for o in prompts)
         return ['']*len(prompts)
-    for room in (evaluate, watch): monkeypatch.setattr(room, 'answers', noted)
+    d.train.task = replace(d.task, answer=noted)
     tracking = S(sample_prompts=('Talk',), sample_steps=1)
     def event(*args, **kw): pass
     run = tiny.ended(data=d, tokenizer=tok, model='model', config=S(tracking=tracking), step=1, samples=[], trainer=S(model=None), event=event)

@@ -19,6 +19,8 @@ from ..facts.hardware import Device, gpu, precision
 from ..facts.models import known_names
 from ..facts.optimizers import OPTIMIZERS
 from ..methods.register import find_method
+from ..tasks.causal_lm import CAUSAL_LM
+from ..tokens.choice import chosen_task
 
 # %% ../../nbs/config/resolve.ipynb #30912abb
 def _located(config, key, e):
@@ -71,6 +73,12 @@ def _known_model(config):
     except QLoRAError as e: raise _located(config, 'model', e) from e
 
 # %% ../../nbs/config/resolve.ipynb #c1125408
+def _with_task(config, namespace):
+    "The config with its task, as far as the model's own config is on this machine; `auto` stays where nothing speaks against continuing texts"
+    if config.task!='auto': return config
+    task,given = chosen_task(config, namespace, hub=False)
+    return config if task is CAUSAL_LM or not given else config.with_(task=task.name)
+
 def _kinds(config, key, namespace):
     "What the name, or the names, of a dataset mean, and notes where that is a guess"
     value = config.flat[key]
@@ -92,6 +100,7 @@ def resolve(
     config = as_config(config, namespace=namespace)
     _known_gpu(config)
     _known_model(config)
+    config = _with_task(config, namespace)
     kinds,notes,changes = {},list(config._noted),{}
     for key in ('data.train', 'data.validation'):
         if config.flat[key] is None: continue

@@ -19,6 +19,7 @@ from ..facts.optimizers import OPTIMIZERS
 from ..methods.lora import Name, Names
 from ..methods.method import Section
 from ..methods.register import METHODS, trainable
+from ..tasks.register import TASKS
 
 # %% ../../nbs/config/schema.ipynb #9e5e296a
 def _share(v):
@@ -54,6 +55,9 @@ class Data(Section):
         'column, or template such as "Translate: {english}", that holds the prompt; detected by default')
     completion: str|None = Field(None, min_length=1, description=
         'column, or template, that holds the text to be generated; detected by default')
+    text: str|None = Field(None, min_length=1, description=
+        'column, or template, that holds the text to be classified; detected by default')
+    label: str|None = Field(None, min_length=1, description='column that holds its label; detected by default')
     validation_prompt: str|None = Field(None, min_length=1, description=
         'the same as `prompt` for validation rows whose columns have other names')
     validation_completion: str|None = Field(None, min_length=1, description=
@@ -160,17 +164,21 @@ class Hardware(Section):
         'GPU that the plan is made for: a name in the catalogue; `auto`: this machine')
 
 # %% ../../nbs/config/schema.ipynb #d2a64ff7
+def _of_tasks(): return {name: task.section for name,task in TASKS.items() if task.section}
+
 def _trained(name):
     if name not in trainable(): raise ValueError('not a method that can be trained')
     return name
 
 class Settings(Section):
-    "The cell; the sections of the methods are extra fields, which pydantic keeps beside the declared ones"
+    "The cell; the sections of methods and tasks are extra fields, which pydantic keeps beside the declared ones"
     model_config = ConfigDict(extra='allow')
     model: Name = Field(examples=['demo'], description='base model: Hub id, local folder or `demo`')
     revision: Name|None = Field(None, description='branch, tag or commit of the model on the Hub')
     trust_remote_code: bool = Field(False, description=
         'run Python code that comes with the model; only for authors you trust')
+    task: Literal[('auto', *TASKS)] = Field('auto', description=
+        'what is learned; `auto`: what the model is made for, and what the form of the rows says')
     method: Annotated[str, AfterValidator(_trained)] = Field('lora', json_schema_extra=dict(words=trainable),
         description='what is trained; the section of the same name holds its settings')
     data: Data = Data()
@@ -182,11 +190,12 @@ class Settings(Section):
 
     @model_validator(mode='before')
     @classmethod
-    def _every_method(cls, given):
-        "A section for each registered method, with its defaults where none was given"
-        unknown = [name for name in given if name not in cls.model_fields and name not in METHODS]
+    def _every_section(cls, given):
+        "A section for each registered method and each task, with its defaults where none was given"
+        known = _of_tasks() | {name: m.section for name,m in METHODS.items()}
+        unknown = [name for name in given if name not in cls.model_fields and name not in known]
         if unknown: raise ValueError(f'no key or section {unknown[0]!r}')
-        return given | {name: m.section.model_validate(given.get(name, {})) for name,m in METHODS.items()}
+        return given | {name: section.model_validate(given.get(name, {})) for name,section in known.items()}
 
     @property
     def section(self):
@@ -209,30 +218,32 @@ def _is_section(kind): return isinstance(kind, type) and issubclass(kind, Sectio
 _DECLARED = {name: f.annotation for name,f in Settings.model_fields.items() if _is_section(f.annotation)}
 OWN_KEYS = tuple(name for name in Settings.model_fields if name not in _DECLARED) # Keys above the sections
 
-def in_order(methods)->list: # Names of sections
-    "Sections of the cell with those of some methods, in the order of the documentation"
+def in_order(extra)->list: # Names of sections
+    "Sections of the cell with those of some methods and tasks, in the order of the documentation"
     names = list(_DECLARED)
     at = names.index('training')
-    return [*names[:at], *methods, *names[at:]]
+    return [*names[:at], *extra, *names[at:]]
 
 # %% ../../nbs/config/schema.ipynb #66c1d52e
 @cache
-def _schema(methods): # Pairs of name and section, as registered now
-    classes = _DECLARED | dict(methods)
-    ordered = {name: classes[name] for name in in_order(dict(methods))}
+def _schema(extra): # Pairs of name and section, as registered now
+    classes = _DECLARED | dict(extra)
+    ordered = {name: classes[name] for name in in_order(dict(extra))}
     known = {name: Settings.model_fields[name] for name in OWN_KEYS}
     for name,section in ordered.items(): known |= {join_key(name, k): f for k,f in section.model_fields.items()}
     return types.MappingProxyType(ordered),types.MappingProxyType(known)
 
-def _registered(): return tuple((m.name, m.section) for m in METHODS.values() if m.section.model_fields)
+def _of_methods(): return {m.name: m.section for m in METHODS.values() if m.section.model_fields}
+def _registered(): return tuple((_of_methods() | _of_tasks()).items())
 
+# %% ../../nbs/config/schema.ipynb #d6b2402e
 def sections()->dict: # Name → `Section` class
-    "The sections of the cell, with those of the methods registered now"
+    "The sections of the cell, with those of the tasks and of the methods registered now"
     return _schema(_registered())[0]
 
 # %% ../../nbs/config/schema.ipynb #698f389e
 def fields()->dict: # Dotted key → pydantic's `FieldInfo`
-    "The keys of the cell, with those of the methods registered now"
+    "The keys of the cell, with those of the tasks and of the methods registered now"
     return _schema(_registered())[1]
 
 def keys_of(section:str='')->list: # Names
@@ -246,5 +257,6 @@ def flat(
 )->dict: # Dotted key → value
     "Every key that applies to a run, with its value"
     values = {k: getattr(settings, k) for k in OWN_KEYS}
-    for name in in_order([settings.method]): values |= {join_key(name, k): v for k,v in getattr(settings, name)}
+    own = [name for name in _of_tasks() if name==settings.task]
+    for name in in_order([settings.method, *own]): values |= {join_key(name, k): v for k,v in getattr(settings, name)}
     return values

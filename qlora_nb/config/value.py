@@ -12,20 +12,21 @@ from pydantic import PrivateAttr
 
 from .checking import given_as, required, settings_of, validate
 from .renamed import unknown
-from .rules import no_validation, remarks, settle
+from .rules import no_validation, own_keys, remarks, settle
 from .schema import Settings, fields, flat, split_key
 from .slips import unquotable
 from .words import as_text
 from ..data.names import NO_DATA
 from ..errors import Problem, QLoRAError
 from ..methods.register import find_method
+from ..tasks.register import TASKS, find_task
 from ..render import Shown, html_notes, html_table, tag, text_table
 
 # %% ../../nbs/config/value.ipynb #1569897a
 _ASIDE = ('output.', 'tracking.', 'hardware.', 'training.save_', 'training.logging_', 'training.preflight', 'training.on_oom')
 
 _LATER = { # Keys that came after the first release leave the fingerprints of earlier runs as they were, where they have their default
-    ('method', 'lora'), ('data.validation_prompt', None), ('data.validation_completion', None), ('data.header', 'first'),
+    ('method', 'lora'), ('task', 'auto'), ('task', 'causal-lm'), ('data.text', None), ('data.label', None), ('data.validation_prompt', None), ('data.validation_completion', None), ('data.header', 'first'),
     ('data.sample_by', None), ('data.max_lost', .2)}
 
 def fingerprint(
@@ -118,7 +119,7 @@ class Config(_Page, Settings):
             section,name = split_key(key)
             declared = type(getattr(self, section) if section else self).model_fields[name]
             usual = not declared.is_required() and value==declared.default
-            if usual or key in self._derived and value!='steps': continue
+            if usual or key in self._derived and key!='task' and value!='steps': continue
             (tree.setdefault(section, {}) if section else tree)[name] = list(value) if isinstance(value, tuple) else value
         return yaml.dump(tree, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=10**6)
 
@@ -126,10 +127,28 @@ class Config(_Page, Settings):
 def _changed(settings, section, **values):
     return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
 
+def _implied(given):
+    "The task that one of its own keys names, where `task` does not"
+    named = (name for name,task in TASKS.items() if any(key.startswith(tuple(own_keys(task))) for key in given if own_keys(task)))
+    return next(named, 'auto')
+
+def _for_task(settings, given):
+    "The task, and its defaults"
+    name = _implied(given) if settings.task=='auto' else settings.task
+    if name=='auto': return settings
+    settings = settings.model_copy(update=dict(task=name))
+    for key,value in find_task(name).defaults.items():
+        section,own = split_key(key)
+        if key not in given: settings = _changed(settings, section, **{own: value})
+    return settings
+
+# %% ../../nbs/config/value.ipynb #1739add9
 def _on_its_base(settings, given):
     bases = find_method(settings.method).bases
     if 'quantization.bits' in given or settings.quantization.bits in bases: return settings
     return _changed(settings, 'quantization', bits=bases[0])
+
+def _derived(settings, given): return _on_its_base(_for_task(settings, given), given)
 
 def _validated_when(settings, given):
     if settings.training.eval_strategy!='auto': return settings
@@ -175,15 +194,16 @@ def build(
 )->Config: # Raises one QLoRAError with all problems
     "A Config of given values"
     settings,wrong,renamed = validate(given)
-    given,clashes,overridden = settle(given, _on_its_base(settings, given))
+    given,clashes,overridden = settle(given, _derived(settings, given))
     known = {p.key for p in wrong}
     problems = [*problems, *wrong, *(p for p in clashes if p.key not in known)]
     problems += _missing(given, problems)
     if problems: raise QLoRAError(f'{len(problems):,} problems in the configuration', _first(sorted(problems, key=_in_order)))
     plain,_ = settings_of(given)
-    settings = _validated_when(_on_its_base(plain, given), given)
+    settings = _validated_when(_derived(plain, given), given)
     config = Config(**dict(settings))
     config._given,config._kinds = given,dict(kinds or {})
-    config._derived = tuple(k for k,v in flat(settings).items() if v!=flat(plain)[k])
+    before = flat(plain)
+    config._derived = tuple(k for k,v in flat(settings).items() if v!=before.get(k, v))
     config._noted = tuple(dict.fromkeys([*notes, *renamed, *overridden]))
     return config

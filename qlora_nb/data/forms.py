@@ -45,6 +45,7 @@ TASKS = dict(preference='preference, trained on the chosen side', messages='chat
     text_label='text classification as generation', text='plain text')
 LEADS = dict(dialogue_summary='Summarize the following text.\n\n', text_label='Classify the following text.\n\n')
 
+# %% ../../nbs/data/forms.ipynb #2fddd097
 @dataclass(frozen=True)
 class Form:
     "What the rows were taken for"
@@ -60,13 +61,14 @@ class Form:
     good: str|None = None # Column that says whether the answer is a good one
     media: tuple = () # Columns of pictures and sound
     paths: tuple = () # Nested texts, e.g. `instances.input`
+    bare: bool = False # Whether the text of a row is taken as it is, without a lead
     @property
     def used(self): # Or named as a doubt
         return {*self.columns, self.extra, self.system, self.history, self.good, 'tools', *(o for pair in self.others for o in pair)}
     @property
-    def task(self): return TASKS.get(self.name, 'unknown')
+    def task(self): return TASKS.get(self.name, 'unknown').removesuffix(' as generation' if self.bare else '')
     @property
-    def lead(self): return LEADS.get(self.name, '')
+    def lead(self): return '' if self.bare else LEADS.get(self.name, '')
 
     def __str__(self):
         took = ' → '.join(self.columns) if self.columns else f'columns {listed(self.columns_seen)}'

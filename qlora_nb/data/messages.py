@@ -7,11 +7,13 @@ __all__ = ['Asked', 'LeftOut', 'all_messages', 'to_messages']
 
 # %% ../../nbs/data/messages.ipynb #e50d22a4
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ..errors import QLoRAError, listed
 from .forms import CHATS, MEDIA, Form, blank, turns_in
 from .mapping import BAD, RowError, as_text, check_spec, fill, names_in, variants
 from .decoding import How, described
+from ..tasks.causal_lm import CAUSAL_LM
+from ..tasks.task import Task
 from .turns import ROLES, Account, as_json, as_messages, as_tools, with_tools
 
 # %% ../../nbs/data/messages.ipynb #3304594e
@@ -54,17 +56,26 @@ class Asked:
     how: How = How() # How files are read
     use: str = '' # `validation_` for rows of that use, whose keys begin with it
     lead: str = '' # What training puts before each prompt, where the prompt is a column of the validation rows' own
+    task: Task = CAUSAL_LM # What the rows are for
 
     @classmethod
-    def of(cls, data, use:str='train', lead:str=''): # The section `data` of a config; or `validation`; the lead of the training rows
+    def of(cls,
+        data, use:str='train', # The section `data` of a config; or `validation`
+        lead:str='', task:Task=CAUSAL_LM # The lead of the training rows; what the rows are for
+    ):
         "What the config says for one use of the rows"
         how = How(data.header=='first', data.sample_by)
-        if use!='validation': return cls(data.prompt, data.completion, data.system, how)
-        prompt,completion = data.validation_prompt or data.prompt,data.validation_completion or data.completion
-        alone = data.validation_prompt and not data.prompt and not _words(data.validation_prompt)
-        return cls(prompt, completion, data.system, how, 'validation_', lead if alone else '')
+        first,second = (getattr(data, side) for side in task.sides)
+        if use!='validation': return cls(first, second, data.system, how, task=task)
+        prompt,completion = data.validation_prompt or first,data.validation_completion or second
+        alone = data.validation_prompt and not first and not _words(data.validation_prompt)
+        return cls(prompt, completion, data.system, how, 'validation_', lead if alone else '', task)
 
-    def key(self, name): return f'data.{self.use}{name}'
+    def key(self, name): # `prompt` or `completion` → the key that names it
+        return f'data.{self.use}{name}' if self.use else f'data.{self.task.sides[name=="completion"]}'
+    @property
+    def answer(self): return self.completion or self.task.sides[1]
+    def formed(self, form): return replace(form, bare=True) if self.task.bare and not form.bare else form
     def keyed(self, said): # A sentence with the keys of the training rows → with those of this use
         return said.replace('data.prompt', self.key('prompt')).replace('data.completion', self.key('completion'))
     def led(self, prompt): return self.lead+prompt if prompt else prompt
@@ -77,7 +88,7 @@ class Asked:
             raise QLoRAError(f'{completion} needs {prompt} as well', key=completion, value=self.completion)
         if self.prompt:
             check_spec(self.prompt, seen, prompt, form.paths)
-            check_spec(self.completion or 'completion', seen, completion, form.paths)
+            check_spec(self.answer, seen, completion, form.paths)
         elif form.media: raise QLoRAError(self.keyed(_MEDIA.format(form.media[0])), key='data.validation' if self.use else 'data.train')
         elif form.name=='unknown': raise QLoRAError(self.keyed(form.unknown), key=prompt)
         if self.system and '{' in self.system: check_spec(self.system, seen, 'data.system', form.paths)
@@ -85,7 +96,7 @@ class Asked:
 
     def named(self, columns)->list: # Columns and paths that the templates read
         "What the templates of one's own read"
-        specs = [self.prompt, self.completion or 'completion'] if self.prompt else []
+        specs = [self.prompt, self.answer] if self.prompt else []
         if self.system and (self.system in columns or '{' in self.system): specs.append(self.system)
         return [o for spec in specs for o in names_in(spec, columns)]
 
@@ -263,10 +274,10 @@ def all_messages(
         if _asks_nothing(ms): told.count('blank')
         ms = _with_system(ms, row, form, asked, told)
         return _with_tools(ms, row, form, told)
+    form,made = asked.formed(form),[]
     if not asked.prompt: return [finished(_formed(row, form, told), row)]
-    made,completion = [],asked.completion or 'completion'
     for each in variants(row, asked.named(row)):
-        prompt,answer = asked.led(fill(asked.prompt, each)),fill(completion, each)
+        prompt,answer = asked.led(fill(asked.prompt, each)),fill(asked.answer, each)
         made.append(finished(_exchange(prompt, answer), each))
     return made
 

@@ -186,7 +186,7 @@ def read(
     finally: writer.close()
     names,units = tuple(o.name for _,o in flat),tuple(o.unit for _,o in flat)
     writer.hash.update(repr(names).encode())
-    forms = tuple(form for o in every if o.seen for form in o.forms)
+    forms = tuple(asked.formed(form) for o in every if o.seen for form in o.forms)
     rows = Rows(called, forms, mapped(writer.path, folder), names, units, digest=writer.hash.hexdigest())
     rows.problems,rows.unreadable,rows.not_utf8 = writer.problems,writer.bad,writer.not_utf8
     rows.side,rows.left_out = side if writer.bad else None,told.counts['bad']
@@ -271,7 +271,7 @@ def _first_messages(part, shapes, asked):
 
 def _peeked(source, part, asked):
     shapes = _shapes_of(part)
-    form = shapes.main
+    form = asked.formed(shapes.main)
     if form.columns_seen: _check(part, form, asked, True)
     first = next(_first_messages(part, shapes, asked), None)
     if first is None: return f'{source}: none of the first rows can be read. Run %qlora_data to see why'

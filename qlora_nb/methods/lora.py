@@ -74,20 +74,24 @@ def _checked(asked, layers):
 
 def model_targets(
     target_modules, # Of the section: `all-linear`, `attention-only`, or names
-    model # The loaded base
+    model, # The loaded base
+    whole=() # Paths of modules that are trained in full
 ): # As PEFT takes it
     "The layers to adapt, in PEFT's words"
-    layers = adaptable(model)
+    layers = adaptable(model, whole)
     if target_modules=='attention-only': asked = [name for name in ATTENTION if name in _in_attention(layers)]
     elif isinstance(target_modules, str): asked = list(dict.fromkeys(layers.values()))
     else: asked = _checked(target_modules, layers)
     paths = [path for path in layers if any(path==name or path.endswith(f'.{name}') for name in asked)]
+    if target_modules=='attention-only': paths = [path for path in paths if _of_attention(path)]
     if _unambiguous(model, asked, paths): return target_modules if target_modules=='all-linear' and _all_of_peft(model, paths) else asked
     return paths
 
 # %% ../../nbs/methods/lora.ipynb #d0e538f1
-def _in_attention(layers): return {leaf for path,leaf in layers.items() if 'attn' in path or 'attention' in path}
+def _of_attention(path): return 'attn' in path or 'attention' in path
+def _in_attention(layers): return {leaf for path,leaf in layers.items() if _of_attention(path)}
 
+# %% ../../nbs/methods/lora.ipynb #ae2c9722
 def _unambiguous(model, asked, paths):
     "Whether the names mean these layers and no others"
     named = [path for path,_ in model.named_modules() if path.rsplit('.', 1)[-1] in asked]
@@ -101,18 +105,20 @@ def _all_of_peft(model, paths):
 
 # %% ../../nbs/methods/lora.ipynb #fc1957ed
 ATTENTION = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'query_key_value', 'dense', 'c_attn',
-    'out_proj', 'qkv_proj', 'q', 'k', 'v', 'o']
+    'out_proj', 'qkv_proj', 'q', 'k', 'v', 'o', 'query', 'key', 'value', 'q_lin', 'k_lin', 'v_lin', 'out_lin']
 
 def lora_config(
     lora, # The `lora` section of the config
     model=None, # The loaded base; without it PEFT takes the section's words
-    task_type:str='CAUSAL_LM' # PEFT's word for the task
+    task_type:str='CAUSAL_LM', # PEFT's word for the task
+    whole=() # Paths of modules that are trained in full
 ): # `peft.LoraConfig`
     "The checked section as PEFT's own config"
     from peft import LoraConfig
-    targets = lora.target_modules if model is None else model_targets(lora.target_modules, model)
+    targets = lora.target_modules if model is None else model_targets(lora.target_modules, model, whole)
     return LoraConfig(
         task_type=task_type,
+        modules_to_save=list(whole) or None,
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
@@ -123,7 +129,7 @@ def lora_config(
 
 def _attach(base, section, task, **options):
     from peft import get_peft_model
-    return get_peft_model(base, lora_config(section, base, task.peft_type), **options)
+    return get_peft_model(base, lora_config(section, base, task.peft_type, task.whole(base)), **options)
 
 # %% ../../nbs/methods/lora.ipynb #32b6e4f0
 def _trains(name, parameter): return 'lora_B' in name

@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'TAKEN', 'OF_JOB', 'register', 'find_method', 'trainable']
 from collections.abc import Hashable
 
 from ..errors import QLoRAError, nearest
+from ..tasks.register import TASKS
 from .full import FULL
 from .lora import LORA
 from .method import Method
@@ -18,7 +19,7 @@ METHODS = {m.name: m for m in (LORA, FULL)}
 _OURS = tuple(METHODS)
 
 # %% ../../nbs/methods/register.ipynb #aecd6664
-TAKEN = ('data', 'quantization', 'training', 'output', 'tracking', 'hardware', 'model', 'revision', 'trust_remote_code', 'method', 'section',
+TAKEN = ('data', 'quantization', 'training', 'output', 'tracking', 'hardware', 'model', 'revision', 'trust_remote_code', 'task', *TASKS, 'method', 'section',
     'flat', 'fingerprint', 'kinds', 'lines', 'sources', 'notes', 'error', 'with_', 'to_yaml') # Names of a config
 OF_JOB = ('arch', 'method', 'section', 'storage', 'batch', 'length', 'learned', 'accumulation', 'checkpointing', 'attention', 'optim', 'dtype',
     'device', 'capability', 'stack', 'stored', 'double_quant') # Names that `Job.changed` takes

@@ -61,11 +61,12 @@ class Storage:
 
     def load_kwargs(self,
         compute, # torch dtype of the matrix products
-        experts:bool=False # Whether the model has experts, to be quantised along
+        experts:bool=False, # Whether the model has experts, to be quantised along
+        skipped=() # Paths of modules that are never quantised
     )->dict: # For `from_pretrained`
         "How transformers is told; `BitsAndBytesConfig` is made nowhere else"
         if not self.quantised: return {}
-        return dict(quantization_config=_bitsandbytes(self, compute, experts))
+        return dict(quantization_config=_bitsandbytes(self, compute, experts, skipped))
 
 # %% ../../nbs/methods/storage.ipynb #1e271683
 def _packed(n, double_quant):
@@ -77,10 +78,11 @@ def _packed(n, double_quant):
     return [weight, *nested, table, Stored('code table of the scales', (256,), 'float32', 'constants'), Stored('offset', (), 'float32', 'constants')]
 
 # %% ../../nbs/methods/storage.ipynb #5dec3583
-def _bitsandbytes(storage, compute, experts=False):
+def _bitsandbytes(storage, compute, experts=False, skipped=()):
     from transformers import BitsAndBytesConfig
-    if storage.bits==8: return BitsAndBytesConfig(load_in_8bit=True)
-    settings = dict(bnb_4bit_quant_type=storage.name, bnb_4bit_use_double_quant=storage.double_quant, bnb_4bit_compute_dtype=compute)
+    own = dict(llm_int8_skip_modules=list(skipped)) if skipped else {} # Its name tells of 8 bits alone; it acts on 4 as well
+    if storage.bits==8: return BitsAndBytesConfig(load_in_8bit=True, **own)
+    settings = dict(own, bnb_4bit_quant_type=storage.name, bnb_4bit_use_double_quant=storage.double_quant, bnb_4bit_compute_dtype=compute)
     return experts_config(**settings) if experts else BitsAndBytesConfig(load_in_4bit=True, **settings)
 
 # %% ../../nbs/methods/storage.ipynb #541414ef

@@ -92,10 +92,9 @@ def _load_term(job):
     if job.storage.quantised:
         sizes += [l.in_features*l.out_features for l in job.arch.linears]
         if upcast!='none': sizes += [t.size//t.count for t in job.arch.tensors if t.group in UPCASTS[upcast]]
-    dtype = 'float32' if job.device=='cpu' and upcast=='all' else job.dtype
-    largest = [(max(sizes), 'parameters', SIZE[dtype])]
+    largest = [(max(sizes), 'parameters', SIZE[job.loaded_dtype])]
     source = 'the largest one, in the dtype it is loaded in'
-    return term('weight being quantised or cast', 'workspace', largest, dtype, source)
+    return term('weight being quantised or cast', 'workspace', largest, job.loaded_dtype, source)
 
 def _optimizer_work(job, trained):
     dtype = job.trained_dtype

@@ -6,25 +6,29 @@
 __all__ = ['Step', 'layer_weights', 'project', 'normed', 'checkpointed']
 
 # %% ../../nbs/simulation/block.ipynb #dcafb175
-from .attention import eager, efficient, flash, plain, rotate
+from dataclasses import replace
+from ..facts.architecture import block_norms
+from .attention import ROTATIONS, eager, efficient, flash, from_latents, plain
 from .layers import activation, add, by_magnitude, cast, clone, dropout, layer_norm
-from .layers import linear, linear4, linear8, mul, rms_norm, scale
-from .mixture import mixture
+from .layers import linear, linear4, linear8, mul, mul_fixed, rms_norm, scale
+from .mixture import beside, mixture
 from .tensors import Frame, Heap, Leaf, Tensor, backward, call, link, new, op, parameter
 
 # %% ../../nbs/simulation/block.ipynb #5a07aeb2
 class Step:
     "A job on a heap"
-    def __init__(self, job):
+    def __init__(self, job, whole=None): # The step of the whole model, where this is one of its kinds of layers
         stack,self.quantised = job.stack,job.storage.quantised
         self.job,self.arch,self.stack = job,job.arch,stack
         self.cuda = job.device!='cpu'
         self.full = not job.method.adapters # Whether the model itself is trained
-        self.targets = set(job.method.targets(job.arch, job.section))
-        self.heap = Heap(512 if self.cuda else 1)
+        self.targets = whole.targets if whole else set(job.method.targets(job.arch, job.section))
+        self.heap = whole.heap if whole else Heap(512 if self.cuda else 1)
         self.rest = 'float32' if stack.upcast=='all' and self.quantised else job.dtype # dtype of embeddings and head
         self.norm = 'float32' if stack.upcast in ('all', 'norms') and self.quantised else job.dtype
         self.linears = {l.name: l for l in job.arch.linears}
+        kinds = [replace(job, arch=kind) for kind in job.arch.kinds]
+        self.kinds = [Step(of_kind, self) for of_kind in kinds] or [self] # Of layers
 
     @property
     def autocast(self): return self.heap.autocast
@@ -41,6 +45,13 @@ class Step:
     def dropout(self, x, share): return dropout(self.heap, x, share, self.cuda)
     def linear(self, x, weight, name): return linear(self.heap, x, weight, None, name)
     def by_magnitude(self, x, magnitude): return by_magnitude(self.heap, x, magnitude)
+    def mlp(self, weights, x): return call(_mlp, self, weights, x)
+    def normed(self, weight, x): return call(normed, self, weight, x)
+    def project(self, weights, name, x): return call(project, self, weights, name, x)
+
+    def rotated(self, x):
+        turn = ROTATIONS[self.arch.family.rotary]
+        return call(turn, self.heap, x, self.cos)
 
 # %% ../../nbs/simulation/block.ipynb #5447ad8c
 def layer_weights(step):
@@ -53,21 +64,20 @@ def layer_weights(step):
         if l.bias: weights[f'{l.name}.bias'] = parameter(shape[:1], job.dtype, step.full)
         own = job.method.weights(step, l.name) if l.name in step.targets else {}
         for name,param in own.items(): weights[f'{l.name}.{name}'] = param
-    widths = dict.fromkeys(arch.family.norms, arch.hidden_size)
-    widths |= dict(q_norm=arch.head_dim, k_norm=arch.head_dim)
-    for name,width in widths.items(): weights[name] = parameter((width,), step.norm, step.full)
+    for name,width in block_norms(arch).items(): weights[name] = parameter((width,), step.norm, step.full)
     if arch.family.sinks: weights['sinks'] = parameter((arch.num_attention_heads,), step.rest, step.full)
     return weights | _of_experts(step)
 
 def _of_experts(step):
     "Router and biases"
     family,experts = step.arch.family,step.arch.experts
-    if not family.router: return {}
+    if not family.router or family.router in step.linears: return {}
     number,size = experts.number,experts.size
     shapes = {family.router: (number, step.arch.hidden_size)}
     if family.expert_biases:
-        shapes |= {f'{family.router}.bias': (number,), 'experts.gate_up_proj_bias': (number, 2*size)}
-        shapes |= {'experts.down_proj_bias': (number, step.arch.hidden_size)}
+        shapes[f'{family.router}.bias'] = (number,)
+        shapes['experts.gate_up_proj_bias'] = number,2*size
+        shapes['experts.down_proj_bias'] = number,step.arch.hidden_size
     return {name: parameter(shape, step.rest, step.full) for name,shape in shapes.items()}
 
 # %% ../../nbs/simulation/block.ipynb #41536fae
@@ -78,12 +88,11 @@ def _changed(step, weights, name, x, y):
 def _stored_linear(step, weights, name, x):
     heap,layer,stored = step.heap,step.linears[name],step.job.storage
     shape = layer.out_features,layer.in_features
-    if stored.bits==8: return linear8(heap, x, shape)
-    if stored.bits==4:
-        dtype,kept = step.job.dtype,step.stack.inputs_kept
-        return linear4(heap, x, shape, dtype, stored.double_quant, kept)
     bias = weights.get(name+'.bias')
-    return linear(heap, x, weights[name], bias)
+    if not stored.takes(layer): return linear(heap, x, weights[name], bias)
+    if stored.bits==8: return linear8(heap, x, shape)
+    dtype,kept = step.job.dtype,step.stack.inputs_kept
+    return linear4(heap, x, shape, dtype, stored.double_quant, kept)
 
 def project(step, weights, name, x):
     "A linear layer with what the method adds"
@@ -99,32 +108,35 @@ def normed(step, weight, x):
     "The norm of the family"
     if step.arch.family.layer_norm: return layer_norm(step.heap, x, weight)
     family = step.arch.family
-    return rms_norm(step.heap, x, weight, family.one_plus, family.late_weight)
+    return rms_norm(step.heap, x, weight, family.one_plus, family.late_weight, family.power)
 
-def _kernel(step, dtype, groups):
-    "Which attention code runs; Falcon leaves its one key head to be broadcast, which only the plain code does"
-    job = step.job
+# %% ../../nbs/simulation/block.ipynb #5a6a0af6
+def _kernel(step, q, v, groups):
+    job,arch = step.job,step.arch
     if job.attention!='sdpa': return 'eager' if job.attention=='eager' else 'flash'
-    if step.arch.model_type=='falcon' and step.arch.num_key_value_heads==1: return 'math'
+    if arch.model_type=='falcon' and arch.num_key_value_heads==1: return 'math'
     if step.stack.kernel!='auto': return step.stack.kernel
-    if not step.cuda or dtype!='float32' and job.capability>=(8, 0): return 'flash'
+    width,uneven = q.shape[-1],q.shape[-1]!=v.shape[-1]
+    if not step.cuda: return 'math' if uneven else 'flash'
+    if uneven or width>256: return 'efficient'
+    if q.dtype!='float32' and job.capability>=(8, 0): return 'flash'
     return 'math' if groups>1 else 'efficient'
 
 # %% ../../nbs/simulation/block.ipynb #966566b9
 def _queries_keys_values(step, weights, x):
-    arch,names = step.arch,step.arch.family.qkv
-    (rows,length),width = x.shape[:2],arch.head_dim
-    heads,kv = arch.num_attention_heads,arch.num_key_value_heads
-    whole,shared = (rows, heads, length, width),(rows, kv, length, width)
+    arch,family = step.arch,step.arch.family
+    names,(rows,length) = family.qkv,x.shape[:2]
+    whole = rows,arch.num_attention_heads,length,arch.head_dim
+    shared = rows,arch.num_key_value_heads,length,arch.head_dim
     if len(names)==1:
         joined = call(project, step, weights, names[0], x)
-        shapes = whole,shared,shared
-        return _parts(step, joined, shapes)
+        return _parts(step, joined, (whole, shared, shared))
     q = call(project, step, weights, names[0], x).view(whole)
-    if arch.family.qk_norm: q = call(normed, step, weights['q_norm'], q)
-    k = call(project, step, weights, names[1], x).view(shared)
-    if arch.family.qk_norm: k = call(normed, step, weights['k_norm'], k)
-    v = call(project, step, weights, names[2], x).view(shared)
+    if family.qk_norm: q = call(normed, step, weights['q_norm'], q)
+    k = v = call(project, step, weights, names[1], x).view(shared)
+    if len(names)==3: v = call(project, step, weights, names[2], x).view(shared)
+    if family.qk_norm: k = call(normed, step, weights['k_norm'], k)
+    if family.v_norm: v = call(normed, step, None, v)
     return [q, k, v]
 
 def _parts(step, y, shapes): # Views of one tensor
@@ -138,34 +150,49 @@ def _interleaved(step):
     return Tensor((1, *half), step.cos.dtype, tables.store)
 
 def _rotated(step, q, k):
-    if step.arch.positions: return q,k
-    cos = _interleaved(step) if step.arch.family.interleaved else step.cos
-    q = rotate(step.heap, q, cos)
-    k = rotate(step.heap, k, cos)
-    return q,k
+    family,heap = step.arch.family,step.heap
+    turn = ROTATIONS.get(family.rotary)
+    cos = _interleaved(step) if family.rotary=='interleaved' else step.cos
+    if turn:
+        q = turn(heap, q, cos)
+        k = turn(heap, k, cos)
+    if family.l2_norm:
+        q = call(rms_norm, heap, q, None)
+        k = call(rms_norm, heap, k, None)
+    if not family.tempered: return q,k
+    scales = new(heap, 'scales of the positions', (1, step.job.length, 1, 1), 'float32')
+    return cast(heap, mul_fixed(heap, q, scales, 'scaled queries'), q.dtype),k
 
 # %% ../../nbs/simulation/block.ipynb #7ad4b99e
+def _attend(step, weights, q, k, v):
+    "Output of the kernel, and the table that eager attention returns"
+    heap,arch,job = step.heap,step.arch,step.job
+    groups,family = arch.num_attention_heads//arch.num_key_value_heads,arch.family
+    kernel = _kernel(step, q, v, groups)
+    if kernel=='eager':
+        sinks = weights['sinks'] if family.sinks else None
+        mask,half = step.masks[0],family.half_softmax
+        return call(eager, heap, q, k, v, groups, mask, step.cuda, sinks, half)
+    if kernel=='flash':
+        joined = job.attention=='sdpa' and family.rotary_joined
+        return call(flash, heap, q, k, v, groups, job.dtype, joined),None
+    code = plain if kernel=='math' else efficient
+    return call(code, heap, q, k, v, groups),None
+
 def _attention(step, weights, x):
     heap,arch = step.heap,step.arch
-    groups,table = arch.num_attention_heads//arch.num_key_value_heads,None
-    q,k,v = _queries_keys_values(step, weights, x)
-    heap.at = 'rotary positions'
-    q,k = call(_rotated, step, q, k)
-    heap.at = 'attention'
-    kernel = _kernel(step, q.dtype, groups)
-    sinks = weights['sinks'] if arch.family.sinks else None
-    if kernel=='eager': out,table = call(eager, heap, q, k, v, groups, step.masks[0], step.cuda, sinks)
-    elif kernel=='flash':
-        joined = step.job.attention=='sdpa' and arch.family.rotary_joined
-        out = call(flash, heap, q, k, v, groups, step.job.dtype, joined)
+    if arch.latent: q,k,v,held = from_latents(step, weights, x)
     else:
-        code = plain if kernel=='math' else efficient
-        out = call(code, heap, q, k, v, groups)
+        q,k,v = _queries_keys_values(step, weights, x)
+        heap.at = 'rotary positions'
+        q,k = call(_rotated, step, q, k)
+    heap.at = 'attention'
+    out,table = _attend(step, weights, q, k, v)
     return call(project, step, weights, arch.family.out, out),table
 
+# %% ../../nbs/simulation/block.ipynb #7734a679
 def _mlp(step, weights, x):
     heap,family = step.heap,step.arch.family
-    if family.router: return mixture(step, weights, x)
     gate = call(project, step, weights, family.mlp[0], x)
     heap.at = 'mlp'
     if not family.gated:
@@ -203,9 +230,16 @@ def _side_by_side(step, weights, x):
     y = _norm(step, weights, norms[0], x)
     z = _norm(step, weights, norms[1], x) if len(norms)>1 else y
     y,table = call(_attention, step, weights, y)
-    z = call(_mlp, step, weights, z)
+    z = call(_inner, step, weights, z, before)
     return _onto(step, before, add(step.heap, y, z))
 
+def _inner(step, weights, x, before):
+    "MLP, experts, or both; `before`: the residual stream, which Gemma 4's router reads"
+    family = step.arch.family
+    if not family.router: return _mlp(step, weights, x)
+    return beside(step, weights, x, before) if family.beside else mixture(step, weights, x)
+
+# %% ../../nbs/simulation/block.ipynb #dc6c13d9
 def _one_after_the_other(step, weights, x):
     norms,before = step.arch.family.norms,x
     x = _norm(step, weights, norms[0], x)
@@ -214,7 +248,7 @@ def _one_after_the_other(step, weights, x):
     before = x = _onto(step, before, x)
     second = norms[2 if len(norms)==4 else 1]
     x = _norm(step, weights, second, x)
-    x = call(_mlp, step, weights, x)
+    x = call(_inner, step, weights, x, before)
     if len(norms)==4: x = _norm(step, weights, norms[3], x)
     return _onto(step, before, x)
 

@@ -51,7 +51,7 @@ def cuda_layers(model):
 def _quantised(job, layer, tr):
     "The weight of a quantised layer, with its scales and tables"
     import torch
-    stored,dtype = job.storage,getattr(torch, job.dtype)
+    stored,dtype = job.storage,getattr(torch, job.loaded_dtype)
     def new(tensor):
         category = 'base weights' if tensor.group=='weights' else 'quantisation constants'
         return tr.see(torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)), category)
@@ -62,11 +62,12 @@ def _quantised(job, layer, tr):
             weight.CB,weight.SCB = weight.data,made['row scales']
             return weight
     layer.made = made
-    weight.quant_state = layer.quant_state = _quant_state(job, (layer.out_features, layer.in_features), made)
+    shape = layer.out_features,layer.in_features
+    weight.quant_state = layer.quant_state = _quant_state(job, shape, made, job.dtype)
     weight.bnb_quantized,weight.compress_statistics,weight.quant_type = True,stored.double_quant,stored.name
     return weight
 
-def _quant_state(job, shape, made): # Tensors by their role
+def _quant_state(job, shape, made, dtype): # Tensors by their role; what it is dequantised to
     import torch
     from bitsandbytes.functional import QuantState
     nested = {}
@@ -74,7 +75,7 @@ def _quant_state(job, shape, made): # Tensors by their role
         scales = QuantState(absmax=made['scales of the scales'], code=made['code table of the scales'],
             blocksize=SCALES, dtype=torch.float32)
         nested = dict(offset=made['offset'], state2=scales)
-    return QuantState(absmax=made['block scales'], shape=torch.Size(shape), dtype=getattr(torch, job.dtype),
+    return QuantState(absmax=made['block scales'], shape=torch.Size(shape), dtype=getattr(torch, dtype),
         blocksize=BLOCK, quant_type=job.storage.name, code=made['code table'], **nested)
 
 # %% ../../nbs/simulation/fake.ipynb #52856b0a
@@ -85,7 +86,7 @@ def _pack(job, module, leaf, parameter, tr):
     number,rows,columns = parameter.shape
     flat = types.SimpleNamespace(out_features=number*rows, in_features=columns)
     weight = _quantised(job, flat, tr)
-    state = _quant_state(job, parameter.shape, flat.made)
+    state = _quant_state(job, parameter.shape, flat.made, job.loaded_dtype)
     setattr(module, leaf, torch.nn.Parameter(weight.data, requires_grad=False))
     torch.nn.utils.parametrize.register_parametrization(module, leaf, Bnb4bitParametrization(state), unsafe=True)
     _register_parametrization_hooks(module, leaf)

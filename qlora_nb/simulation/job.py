@@ -106,6 +106,10 @@ class Job:
     def trainable(self): return sum(prod(shape)*n for shape,n in self.trained) # Parameters that are trained
 
     @property
+    def loaded_dtype(self): # Of the base as it is loaded, before anything is cast
+        return 'float32' if self.device=='cpu' and self.stack.upcast=='all' and self.storage.quantised else self.dtype
+
+    @property
     def trained_dtype(self): return self.stack.adapter_dtype if self.method.adapters else self.dtype # Of trained tensors and gradients
 
     def changed(self,

@@ -96,7 +96,7 @@ def _kernel(tr):
         @staticmethod
         def forward(ctx, q, k, v, flash):
             b,h,s,_ = q.shape
-            out = q.new_empty((b, s, h, v.shape[-1])).transpose(1, 2)
+            out = torch.empty_like(q) if flash else q.new_empty((b, s, h, v.shape[-1])).transpose(1, 2)
             length = s if flash else round_up(s, 32)
             sums = q.new_empty((b, h, length),
                 dtype=torch.float32)
@@ -106,13 +106,13 @@ def _kernel(tr):
 
         @staticmethod
         def backward(ctx, grad):
-            q,k,v,_,_ = ctx.saved_tensors
+            q,k,v,out,sums = ctx.saved_tensors # The kernel reads all of them
             grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2)
                 for t in (q, k, v)]
-            with tr.scratch(*_borrowed(q, k, ctx.flash)): return *grads,None
+            with tr.scratch(*_borrowed(q, k, v, ctx.flash)): return *grads,None
     return Kernel
 
-def _borrowed(q, k, flash):
+def _borrowed(q, k, v, flash):
     "Bytes that the backward kernel takes while it runs"
     b,h,s,d = q.shape
     if flash:
@@ -120,12 +120,15 @@ def _borrowed(q, k, flash):
         shared = 2*sized(q) if k.shape[1]!=h else 0
         return rows,rows*round_up(d, 32),shared
     if q.element_size()==4: return 4*q.numel(),4*b*h*s
-    tables = 3 if d>64 else 1
-    return 4*b*h*s,4*b*h*round_up(s, 64)*round_up(d, 64)*tables
+    widths = (d, d, v.shape[-1]) if d>64 else (d,)
+    columns = sum(round_up(n, 64) for n in widths)
+    return 4*b*h*s,4*b*h*round_up(s, 64)*columns
 
-def _kind(job, q, k):
+def _kind(job, q, k, v):
     if job.attention=='flash_attention_2': return 'flash'
     if job.stack.kernel!='auto': return job.stack.kernel
+    width = q.shape[-1]
+    if width>256 or width!=v.shape[-1]: return 'efficient'
     if q.element_size()==2 and job.capability>=(8, 0): return 'flash'
     return 'efficient' if k.shape[1]==q.shape[1] else 'math'
 
@@ -137,8 +140,7 @@ def _fused_attention(job, tr):
     plain = torch.ops.aten._scaled_dot_product_attention_math
     def attend(module, query, key, value, attention_mask, dropout=0., scaling=None, **kw):
         q,k,v = query,key,value
-        kind,groups = _kind(job, q,
-            k),q.shape[1]//k.shape[1]
+        kind,groups = _kind(job, q, k, v),q.shape[1]//k.shape[1]
         if kind=='flash' and q.dtype==torch.float32: q,k,v = (t.to(half) for t in (q, k, v))
         if kind=='efficient' and groups!=1: k,v = (t.repeat_interleave(groups, 1) for t in (k, v))
         if kind!='math': return kernel.apply(q, k, v, kind=='flash').transpose(1, 2).contiguous(),None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['widest', 'same', 'both', 'cast', 'add', 'scale', 'clone', 'mul', 'mul_fixed', 'by_magnitude', 'dropout', 'linear',
-           'linear4', 'linear8', 'rms_norm', 'layer_norm', 'activation']
+           'linear4', 'linear8', 'times_weight', 'rms_norm', 'layer_norm', 'activation']
 
 # %% ../../nbs/simulation/layers.ipynb #7f94b523
 from math import prod
@@ -123,7 +123,7 @@ def linear8(heap, x, shape):
     return op(heap, 'output', [x], back, (*wide[:-1], shape[0]), work=work)
 
 # %% ../../nbs/simulation/layers.ipynb #36261333
-def _scaled(heap, x, weight):
+def times_weight(heap, x, weight):
     "Times the weight of a norm"
     if weight.node is None: return mul_fixed(heap, x, weight, 'scaled')
     wide,width = x.shape,weight.shape
@@ -134,8 +134,8 @@ def _scaled(heap, x, weight):
     dtype = widest(x, weight)
     return op(heap, 'scaled', [x, weight], back, dtype=dtype, save=[x, weight])
 
-def _rsqrt(heap, x):
-    "One over the root of the mean square, a number for each row; and the mean"
+def _rsqrt(heap, x, power=False):
+    "One over the root of the mean square, a number for each row; and the mean. As a `power` it keeps what it is the power of, not the result"
     wide,row = x.shape,(*x.shape[:-1], 1)
     def of_square(gradient, saved):
         power = new(heap, 'power', wide, 'float32')
@@ -145,26 +145,28 @@ def _rsqrt(heap, x):
     mean = op(heap, 'variance', [square], 'gradient of the mean', row)
     del square
     shifted = op(heap, 'variance + eps', [mean], same)
-    root = op(heap, 'rsqrt', [shifted], 'gradient of rsqrt')
+    root = op(heap, 'rsqrt', [shifted], 'gradient of rsqrt', save=[shifted] if power else ())
     del shifted
-    keep_output(heap, root)
+    if not power: keep_output(heap, root)
     return root,mean
 
 # %% ../../nbs/simulation/layers.ipynb #82256320
-def rms_norm(heap, x, weight, plus_one=False, late=False):
-    "Gemma multiplies by one plus the weight, in float32; `late`: the weight comes before the dtype of the input is restored"
+def rms_norm(heap, x, weight, plus_one=False, late=False, power=False):
+    "Gemma multiplies by one plus the weight, in float32; `late`: the weight comes before the dtype of the input is restored; None: there is no weight"
     given,wide = x.dtype,x.shape
     x = cast(heap, x, 'float32')
     def of_product(gradient, saved):
         out = new(heap, 'gradient of the input', wide, 'float32')
         product = new(heap, 'gradient of rsqrt, unsummed', wide, 'float32')
         return [out, new(heap, 'gradient of rsqrt', (*wide[:-1], 1), 'float32')]
-    root,mean = _rsqrt(heap, x)
+    root,mean = _rsqrt(heap, x, power)
     y = op(heap, 'normalised', [x, root], of_product, save=[x, root])
-    if late: return cast(heap, _scaled(heap, y, weight), given)
-    if not plus_one: return _scaled(heap, cast(heap, y, given), weight)
+    if weight is None: return cast(heap, y, given)
+    if power: weight = cast(heap, weight, 'float32')
+    if late: return cast(heap, times_weight(heap, y, weight), given)
+    if not plus_one: return times_weight(heap, cast(heap, y, given), weight)
     factor = op(heap, 'one plus weight', [weight], same, dtype='float32')
-    return cast(heap, _scaled(heap, y, factor), given)
+    return cast(heap, times_weight(heap, y, factor), given)
 
 def layer_norm(heap, x, weight):
     "`nn.LayerNorm`: one kernel, which keeps its input and two numbers for each row"

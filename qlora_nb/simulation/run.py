@@ -8,11 +8,21 @@ __all__ = ['fused_head', 'run']
 # %% ../../nbs/simulation/run.ipynb #730c539e
 import contextlib
 
-from ..facts.skeleton import decoder_path
+from ..facts.skeleton import decoder_layers
 from .fake import adapted, base_model, cuda_layers, load, optimizer, tag_state, upcast
 from .kernels import attention, autocast_answered, experts_answered, rebound, rules
 from .allocator import Log, tracker
-from ..tasks.loss import trained_loss
+from ..tasks.loss import plain_head, trained_loss
+
+# %% ../../nbs/simulation/run.ipynb #5a71d2bd
+def _balanced(job, base):
+    "Ask for the scores of the routers, as TRL's trainer does"
+    text = base.config.get_text_config()
+    if job.stack.loss not in ('fused', 'learned') or not hasattr(text, 'num_experts'): return
+    if getattr(text, 'router_aux_loss_coef', 0): text.output_router_logits = True
+
+def _head(job, base): # → as `Stack.loss`
+    return 'fused' if job.stack.loss=='learned' and not plain_head(base.config) else job.stack.loss
 
 # %% ../../nbs/simulation/run.ipynb #79fc7503
 _OUTPUTS = ('log_probs', 'entropy', 'is_top1')
@@ -47,15 +57,17 @@ def _shifted(job, model, ids, labels):
 
 def _loss(job, model, ids, labels):
     "The loss, and the output while the loop keeps it"
-    if job.stack.loss=='learned': return trained_loss(model, dict(input_ids=ids, labels=labels))[0],None
-    if job.stack.loss=='full_logits_shifted': return _shifted(job, model, ids, labels)
-    fused = job.stack.loss=='fused'
+    head = _head(job, model)
+    if head=='learned': return trained_loss(model, dict(input_ids=ids, labels=labels))[0],None
+    if head=='full_logits_shifted': return _shifted(job, model, ids, labels)
+    fused = head=='fused'
     out = model(input_ids=ids, labels=labels,
         **(dict(fused_lm_head=True) if fused else {}))
     if job.stack.autocast and job.stack.loop=='trainer' and not fused:
         from accelerate.utils.operations import convert_to_fp32
         out = convert_to_fp32(out)
     loss = (-out.log_probs).sum()/out.label_mask.sum().clamp(min=1) if fused else out.loss
+    if fused and out.aux_loss is not None: loss = loss+out.aux_loss
     return loss,out if job.stack.outputs_kept else None
 
 # %% ../../nbs/simulation/run.ipynb #3afb0079
@@ -85,8 +97,7 @@ def _step(job, model, opt, params, log, tr):
 
 def _watch(job, base, params, log, tr):
     "Mark where layers begin, in both directions, and name checkpoints and gradients"
-    inside = decoder_path(base)
-    layers = next(m for n,m in base.named_modules() if n.startswith(inside) and n.rsplit('.', 1)[-1] in ('layers', 'h', 'decoder.layers'))
+    layers = decoder_layers(base)
     def watch(i, layer):
         def before(module, args, kw):
             if log.segments[-1][0]=='backward': return log.mark('backward', 'layer', i)
@@ -119,7 +130,8 @@ def run(job, layers)->Log:
         rules(job)),base_model(job, layers)
     model = adapted(job, base)
     if job.device=='cuda': cuda_layers(model)
-    if job.stack.loss=='fused': fused_head(job, base)
+    _balanced(job, base)
+    if _head(job, base)=='fused': fused_head(job, base)
     with FakeTensorMode(allow_non_fake_inputs=True), tr, attention(job, base, tr), autocast_answered(job), experts_answered(job):
         log.mark('load')
         if job.device=='cuda': log.alloc(2*_cublas(job), 'workspace')

@@ -6,9 +6,11 @@
 __all__ = ['TILE', 'LOSSES', 'CUBLAS', 'full_logits', 'fused', 'learned', 'liger', 'Walk', 'walk']
 
 # %% ../../nbs/simulation/step.ipynb #26e2a97f
+from collections import Counter
+from dataclasses import dataclass
 from .block import Step, checkpointed, layer_weights, normed
 from .layers import cast, linear, scale
-from .tensors import Leaf, Store, Tensor, backward, call, keep_output, link, new, op, parameter
+from .tensors import Leaf, Node, Store, Tensor, backward, call, keep_output, link, new, op, parameter
 
 # %% ../../nbs/simulation/step.ipynb #9f151bd2
 def _cross_entropy(step, logits):
@@ -39,7 +41,7 @@ def full_logits(step, x):
 def _positions(step, x):
     "The trained positions, gathered"
     whole = x.shape
-    n = max(1, round(step.job.learned*step.job.tokens))
+    n = max(1, round(step.job.learned*step.job.batch*(step.job.length-1))) # Nothing follows the last token of a row
     return op(step.heap, 'learned positions', [x], 'gradient of all positions',
         (n, whole[-1]))
 
@@ -66,8 +68,7 @@ def fused(step, x):
         wide = new(heap, 'gradient of learned positions, float32', (n, width), 'float32')
         weight = new(heap, 'gradient of the weight', head.shape,
             'float32') if head.node is not None else None
-        scratch = [new(heap, *t) for t in tiles]
-        del scratch
+        scratch = [new(heap, *t) for t in tiles] # There until the function returns
         return [new(heap, 'gradient of learned positions', (n, width), given), weight]
     stats = [new(heap, 'statistics', (n,), 'float32')
         for _ in range(7)]
@@ -119,16 +120,28 @@ def _embedded(step):
     heap.at = 'embedding'
     x = new(heap, 'hidden states', (job.batch, job.length, arch.hidden_size), step.rest)
     if step.full: link(heap, x, [step.embed], [], back)
-    else: x.node,step.embedded = Leaf(),x.store
     if 'embedding' in arch.family.scaled: x = scale(heap, x, 'hidden states')
+    if job.checkpointing and not step.full: x.node,step.embedded = Leaf(),x.store
+    if 'embedded' in arch.family.scaled: x = scale(heap, x, 'hidden states')
     heap.at = 'rotary positions'
-    angles = Store(heap, 'cos and sin', (2, job.length, arch.head_dim), x.dtype)
-    step.cos = Tensor((1, job.length, arch.head_dim), x.dtype, angles)
+    tables = {turn: _table(step, turn, x.dtype) for turn in {_turn(kind) for kind in step.kinds}}
     heap.at = 'attention'
-    if job.attention=='eager':
-        shape = job.batch,1,job.length,job.length
-        step.masks = [new(heap, 'causal mask', shape, step.rest) for _ in range(1+arch.family.sliding)]
+    shape = job.batch,1,job.length,job.length
+    count = 1+arch.family.sliding if job.attention=='eager' else 0
+    masks = [new(heap, 'causal mask', shape, step.rest) for _ in range(count)]
+    for kind in step.kinds: kind.cos,kind.masks = tables[_turn(kind)],masks
     return x
+
+# %% ../../nbs/simulation/step.ipynb #055a9526
+def _turn(kind): return kind.arch.rotated,kind.arch.family.rotary=='complex'
+
+def _table(step, turn, dtype):
+    "Cosines and sines of every position"
+    width,as_complex = turn
+    tables,length = 2,step.job.length
+    if as_complex: tables,dtype = 1,'float32'
+    angles = Store(step.heap, 'cos and sin', (tables, length, width), dtype)
+    return Tensor((1, length, width), dtype, angles)
 
 # %% ../../nbs/simulation/step.ipynb #cbab72a8
 def _copies(heap, keys, count):
@@ -140,32 +153,95 @@ def _copies(heap, keys, count):
     heap.at = at
     return out
 
+# %% ../../nbs/simulation/step.ipynb #1fa7f83f
+def _course(order, alike): # Kind of each layer; whether the first one is like the others of its kind
+    "The layers that are walked through: kind, and how many of each kind are counted before it"
+    keys = [(kind, i>0 or alike) for i,kind in enumerate(order)]
+    last = {key: i for i,key in enumerate(keys)}
+    first = {key: i for i,key in reversed([*enumerate(keys)])}
+    walked = {*first.values(), *last.values()}
+    course,counted = [],Counter()
+    for i,key in enumerate(keys):
+        if i not in walked: counted[key] += 1
+        else:
+            course.append((key, counted))
+            counted = Counter()
+    return course
+
 # %% ../../nbs/simulation/step.ipynb #6088e1ae
+@dataclass
+class _Jump:
+    "Layers that are counted"
+    counts: Counter # Kind → how many
+    blocks: dict # What they keep: number of a block → `Store`
+    node: Node|None # Where the backward pass comes to them
+    below: Counter # Kind → how many there are from here down, all of them
+
+# %% ../../nbs/simulation/step.ipynb #8991695f
 class _Passed:
     "What the forward pass leaves for the backward pass"
-    def __init__(self): self.loss = self.logits = self.weights = self.end = None
+    def __init__(self):
+        self.loss = self.logits = None
+        self.walked = [] # `(kind, parameters)` of each layer that was walked through
+        self.jumps = []
 
+    def weights(self, kind):
+        "Parameters of the last layer of a kind"
+        return next(weights for k,weights in reversed(self.walked) if k==kind)
+
+def _jump(heap, kept, counted, below, x):
+    blocks = {}
+    for key,count in counted.items(): blocks |= _copies(heap, kept[key], count)
+    counts = Counter()
+    for (kind,_),count in counted.items(): counts[kind] += count
+    below.update(counts)
+    return _Jump(counts, blocks, x.node, below.copy())
+
+# %% ../../nbs/simulation/step.ipynb #b6571dd6
+def _through(step, left, kind, x):
+    inner = step.kinds[kind]
+    weights = layer_weights(inner)
+    left.walked.append((kind, weights))
+    return checkpointed(inner, weights, x)
+
+def _layers(step, left):
+    "Through all layers"
+    heap,order,x = step.heap,step.arch.order,_embedded(step)
+    given,before = (x.node is not None, x.dtype),heap.live.keys()-{x.store.key}
+    x = _through(step, left, order[0], x)
+    alike = given==(x.node is not None, x.dtype)
+    keeps,below = {(order[0], alike): _kept(heap, before, x)},Counter(order[:1])
+    for key,counted in _course(order, alike)[1:]:
+        if counted: left.jumps.append(_jump(heap, keeps, counted, below, x))
+        before = heap.live.keys()-{x.store.key}
+        x = _through(step, left, key[0], x)
+        keeps.setdefault(key, _kept(heap, before, x))
+        below[key[0]] += 1
+    return x
+
+def _kept(heap, before, x):
+    "Numbers of a layer's blocks"
+    return [key for key in heap.live if key not in before and key!=x.store.key]
+
+# %% ../../nbs/simulation/step.ipynb #59ed9edc
 def _forward(step):
-    heap,layers,left = step.heap,step.arch.num_hidden_layers,_Passed()
+    heap,left = step.heap,_Passed()
     heap.autocast = step.stack.autocast
-    x,start = _embedded(step),heap.key
-    left.weights = layer_weights(step)
-    x = checkpointed(step, left.weights, x)
-    first = x.node
-    left.between = _copies(heap, [k for k in heap.live if k>start], layers-2) if layers>2 else {}
-    if layers>1:
-        left.weights = layer_weights(step)
-        x = checkpointed(step, left.weights, x)
-        left.end = first
+    x = _layers(step, left)
+    if not step.job.checkpointing: _drop_tables(step)
     heap.at = 'last norm'
     x = normed(step, step.last, x)
     loss,logits = LOSSES[step.stack.loss](step, x)
     casts = {t.store.key for t in heap.cache.values()}
     heap.autocast,heap.cache = None,{}
-    for key in casts-set(heap.live): left.between.pop(key, None) # Weights that autocast cast go with its cache
+    for key in casts-set(heap.live): # Weights that autocast cast go with its cache
+        for jump in left.jumps: jump.blocks.pop(key, None)
     left.loss = loss.node
     if step.stack.outputs_kept: left.logits = logits
     return left
+
+def _drop_tables(step): # No layer is run again, and masks are kept by none
+    for kind in step.kinds: kind.cos = kind.masks = None
 
 def _gradients(weights): return [t.node.grad for t in weights.values() if t.node is not None and t.node.grad is not None]
 
@@ -196,16 +272,28 @@ def walk(
     _back(step, left)
     return Walk(heap)
 
+# %% ../../nbs/simulation/step.ipynb #a963ce5c
 def _back(step, left):
-    heap,layers = step.heap,step.arch.num_hidden_layers
+    heap = step.heap
     queue,pending = [left.loss],{left.loss: new(heap, 'one', (1,), 'float32')}
-    left.loss = None
-    backward(heap, queue, pending, left.end)
-    if not queue: return
-    keys = [g.store.key for g in _gradients(left.weights)]
-    size = sum(g.store.bytes for g in _gradients(left.weights))
-    falls = not step.full and size*(layers-2)<=sum(block.bytes for block in left.between.values())
-    left.between.clear()
-    step.between = _copies(heap, keys, layers-1 if falls else layers-2)
-    if not falls: return backward(heap, queue, pending)
-    queue = pending = left.end = None
+    left.loss,step.between = None,[]
+    while left.jumps:
+        backward(heap, queue, pending, left.jumps[-1].node)
+        falls = _falls(step, left)
+        jump = left.jumps.pop()
+        jump.blocks.clear()
+        for kind,count in (jump.below if falls else jump.counts).items():
+            keys = [g.store.key for g in _gradients(left.weights(kind))]
+            step.between.append(_copies(heap, keys, count))
+        if falls: return left.jumps.clear()
+    backward(heap, queue, pending)
+
+def _falls(step, left):
+    "Whether memory only falls from here down, and every kind of layer that is left was walked through going backward"
+    below = left.jumps[-1].below
+    counted = sum(sum(jump.counts.values()) for jump in left.jumps)
+    above = {kind for kind,_ in left.walked[sum(below.values())-counted:]}
+    if step.full or not above.issuperset(below): return False
+    each = {kind: sum(g.store.bytes for g in _gradients(left.weights(kind))) for kind in below}
+    made = sum(each[kind]*count for jump in left.jumps for kind,count in jump.counts.items())
+    return made<=sum(block.bytes for jump in left.jumps for block in jump.blocks.values())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from html import escape
 
 from ..errors import QLoRAError, nearest
+from ..facts.models import from_config
+from ..facts.skeleton import with_layers
 from ..quiet import quiet
 from ..render import Shown, fmt_bytes, html_notes, html_table, svg_curve, tag, text_table, thin
 from .fake import OPTIMS
@@ -19,16 +21,16 @@ from .allocator import CATEGORIES, OUTSIDE, PHASES, by_size, replay
 from .run import run
 
 # %% ../../nbs/simulation/trace.ipynb #cf02cf04
-def _kinds(log, layers):
+def _kinds(log, layers, rhythm):
     "The part of the step that each segment belongs to; loading, then the second step"
-    second = log.segments.index(('second', '', None))
+    second,(start,period) = log.segments.index(('second', '', None)),rhythm
     for s,(phase,part,layer) in enumerate(log.segments):
-        place = None if layer is None else 'first' if layer==0 else 'last' if layer==layers-1 else 'middle'
+        place = None if layer is None else 'first' if layer<start+period else 'last' if layer>=layers-period else 'middle'
         yield (phase, part, place) if phase in PHASES and (s>second or phase=='load') else None
 
-def _parts(log, layers):
+def _parts(log, layers, rhythm=(0, 1)):
     "Bytes by category at the peak of each part"
-    kinds,best,total = list(_kinds(log, layers)),{},0
+    kinds,best,total = list(_kinds(log, layers, rhythm)),{},0
     for e,(i,sign,s) in enumerate(log.events):
         size,category = log.blocks[i]
         if category in OUTSIDE: continue
@@ -41,13 +43,13 @@ def _parts(log, layers):
         if e in wanted: out[wanted[e]] = dict(sums)
     return out
 
-def _extrapolate(two, three, layers):
-    "Parts of a model with `layers` layers from those of two and of three"
-    out = {k: {c: a+(layers-2)*(three[k][c]-a) for c,a in two[k].items()} for k in two if k in three}
+def _extrapolate(two, three, times):
+    "Parts of a model with its pattern so many `times` from those with two and with three"
+    out = {k: {c: a+(times-2)*(three[k][c]-a) for c,a in two[k].items()} for k in two if k in three}
     for phase in ('forward', 'backward'):
         for end in ('first', 'last'):
             mid,k = three[phase, 'layer', 'middle'],(phase, 'layer', end)
-            out[phase, 'layer', f'middle, near the {end}'] = {c: v+(layers-3)*(three[k][c]-two[k][c])
+            out[phase, 'layer', f'middle, near the {end}'] = {c: v+(times-3)*(three[k][c]-two[k][c])
                 for c,v in mid.items()}
     return out
 
@@ -140,29 +142,47 @@ def _notes(job):
     return tuple(out)
 
 # %% ../../nbs/simulation/trace.ipynb #9df3ee41
+def _cost(rhythm): return 2*rhythm[0]+5*rhythm[1] # Layers that are run
+
+def _rhythm(order):
+    "Layers before a pattern of layers begins, and its length: the cheapest of those that hold to the end; None: none is cheaper than all layers"
+    n,found = len(order),[]
+    for period in range(1, n//3+1):
+        breaks = [i for i in range(n-period) if order[i]!=order[i+period]]
+        start = breaks[-1]+1 if breaks else 0
+        found.append((start+(n-start)%period, period))
+    best = min(found, key=_cost, default=None)
+    return best if best and _cost(best)<=n+1 else None
+
+def _prefixes(arch):
+    "The pattern of a model, and the numbers of layers with two and with three of it; where its first layers alone are not as in the whole: all"
+    whole = (0, 1),(arch.num_hidden_layers,)
+    if (rhythm := _rhythm(arch.order)) is None: return whole
+    start,period = rhythm
+    lengths = start+2*period,start+3*period
+    if not arch.layers: return rhythm,lengths
+    try: alike = all(from_config(with_layers(arch.config, n), arch.name).order==arch.order[:n] for n in lengths)
+    except QLoRAError: alike = False
+    return (rhythm, lengths) if alike else whole
+
+# %% ../../nbs/simulation/trace.ipynb #70b3d06e
 _LOCK = threading.Lock()
 
 def trace(
     job:Job, # What one step computes
-    layers:str='two' # `two`: run two and three layers and extrapolate; `all`: run every layer
+    layers:str='two' # `two`: run the pattern of layers twice and three times, and extrapolate; `all`: run every layer
 )->Trace:
     "Run two steps on fake tensors and say what they need"
     _checked(job, layers)
     start,n = time.perf_counter(),job.arch.num_hidden_layers
-    with _LOCK, quiet():
-        some = layers=='two' and n>3 and not _mixed(job.arch)
-        logs = [run(job, k)
-            for k in ((2, 3) if some else (n,))]
-    parts = [_parts(log, k) for log,k in zip(logs, (2, 3) if some else (n,))]
-    parts = _extrapolate(*parts, n) if some else parts[0]
-    return _result(job, logs, parts, n if some else None,
-        time.perf_counter()-start)
+    rhythm,lengths = _prefixes(job.arch) if layers=='two' else ((0, 1), (n,))
+    with _LOCK, quiet(): logs = [run(job, k) for k in lengths]
+    parts = [_parts(log, k, rhythm) for log,k in zip(logs, lengths)]
+    times = (n-rhythm[0])//rhythm[1] if len(lengths)>1 else None
+    parts = _extrapolate(*parts, times) if times else parts[0]
+    return _result(job, logs, parts, times, lengths[-1], time.perf_counter()-start)
 
-def _mixed(arch):
-    "Whether layers differ, so that three of them do not stand for all"
-    return any(l.count%arch.num_hidden_layers for l in arch.read[0] if l.kind!='other') if arch.read else False
-
-def _result(job, logs, parts, extrapolated, seconds):
+def _result(job, logs, parts, times, layers, seconds):
     sums = {k: sum(v for c,v in p.items() if c not in OUTSIDE)
         for k,p in parts.items()}
     phases = {p: max(b for k,b in sums.items() if k[0]==p) for p in PHASES}
@@ -170,11 +190,11 @@ def _result(job, logs, parts, extrapolated, seconds):
     peak = parts[max((k for k in sums if k[0]==binding), key=sums.get)]
     def whole(f):
         two,*more = map(f, logs)
-        return two+(extrapolated-2)*(more[0]-two) if extrapolated else two
+        return two+(times-2)*(more[0]-two) if times else two
     low = max(whole(replay), phases[binding])
     stack = job.stack
     title = f'{job.arch.name}: {job.method.on(job.storage)}, {job.batch} × {job.length} tokens, stack {stack.name}'
     paged = max(p['paged']
         for k,p in parts.items() if k[0]=='optimizer')
     return Trace(title, phases[binding], phases, binding, {c: peak[c] for c in CATEGORIES}, paged, (low, max(low, whole(by_size))),
-        _timeline(logs[-1]), 3 if extrapolated else job.arch.num_hidden_layers, seconds, _notes(job))
+        _timeline(logs[-1]), layers, seconds, _notes(job))

@@ -9,11 +9,14 @@ __all__ = ['SIGN_EVERY', 'GONE_AFTER', 'PACKAGES', 'FORMAT', 'Lock', 'versions',
 # %% ../../nbs/store/folder.ipynb #5e385d13
 import errno, hashlib, json, os, platform, shlex, socket, time, weakref
 from array import array
+from contextlib import suppress
+from itertools import chain
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 from ..errors import QLoRAError, listed, nearest
-from .files import copy_whole, write_whole
+from ..interrupts import interrupts_noted
+from .files import copy_whole, refusal, write_whole
 from .mirror import no_folder_at, on_hub, pull
 from .secrets import redact_texts
 
@@ -35,6 +38,13 @@ def _flock(handle):
     except OSError as e: return False if e.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
+# %% ../../nbs/store/folder.ipynb #18cdb634
+def _owner(handle):
+    "What the process that has a lock, or had it, wrote into its file"
+    try: found = json.loads(os.pread(handle, 1000, 0) or b'{}')
+    except (OSError, ValueError): found = {'pid': '?'}
+    return found if isinstance(found, dict) else {'pid': '?'}
+
 # %% ../../nbs/store/folder.ipynb #c4024786
 _held_here = weakref.WeakSet()
 
@@ -51,14 +61,20 @@ class Lock:
 
     def take(self):
         "Take it, or say who has it"
+        with interrupts_noted():
+            try: return self._take()
+            except BaseException:
+                self.drop(keep=True)
+                raise
+
+    def _take(self):
         folder = self.path.parent
         try: self.handle = os.open(self.path, os.O_RDWR|os.O_CREAT, 0o644)
         except OSError as e:
             raise QLoRAError(f'{folder} cannot be written to: {e.strerror}', key='output.output_dir', value=str(folder)) from e
-        owner,locked = self._owner(),_flock(self.handle)
+        owner,locked = _owner(self.handle),_flock(self.handle)
         quiet = time.time()-os.fstat(self.handle).st_mtime
         if locked is False or (locked is None and owner and _alive(owner, quiet)):
-            self.drop(keep=True)
             raise QLoRAError(f'{folder} is in use by {_user(owner)}: stop that run first. {_remedy(owner, locked, self.path)}')
         mine = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
         try:
@@ -78,21 +94,14 @@ class Lock:
             except OSError: pass # The next one may come through
             time.sleep(SIGN_EVERY)
 
-    def _owner(self):
-        "What the process that has it, or had it, wrote"
-        try: found = json.loads(os.pread(self.handle, 1000, 0) or b'{}')
-        except (OSError, ValueError): found = {'pid': '?'}
-        return found if isinstance(found, dict) else {'pid': '?'}
-
     def drop(self,
         keep:bool=False # Leave what is written in the file
     ):
         "Let go of it"
         if self.handle is None: return
-        try:
+        with suppress(OSError):
             if not keep: os.ftruncate(self.handle, 0)
-            os.close(self.handle)
-        except OSError: pass
+        with suppress(OSError): os.close(self.handle)
         self.handle = None
         _held_here.discard(self)
 
@@ -119,12 +128,20 @@ def versions()->dict: # Package → version, of those installed
     return found
 
 # %% ../../nbs/store/folder.ipynb #037aa745
-def fingerprint(dataset)->str: # Of `input_ids` and `labels`
-    "SHA-256 of the rows as they are trained on, in their order"
+def fingerprint(
+    dataset,
+    columns=('input_ids', 'labels') # Of tokens, or of one number
+)->str: # SHA-256
+    "The rows as they are trained on, in their order"
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(['input_ids', 'labels']).iter(1000):
-        for ids,labels in zip(batch['input_ids'], batch['labels']): digest.update(array('q', [len(ids), *ids, *labels]).tobytes())
+    for batch in dataset.select_columns(list(columns)).iter(1000):
+        for values in zip(*(batch[name] for name in columns)): digest.update(array('q', _numbers(values)).tobytes())
     return digest.hexdigest()
+
+def _numbers(values):
+    "Where each list but the last ends, then all of them"
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return [*map(len, lists[:-1]), *chain.from_iterable(lists)]
 
 # %% ../../nbs/store/folder.ipynb #9988273b
 FORMAT = 1
@@ -186,7 +203,8 @@ def _fetched(name, output_dir, mirror_dir, away):
     if copy is None: return None
     back = Path(output_dir).expanduser().absolute()/copy.name
     no_folder_at(back, copy)
-    copy_whole(copy, back)
+    try: copy_whole(copy, back)
+    except OSError as e: raise QLoRAError(f'{copy} could not be fetched into {back.parent}: {refusal(e)}', key='--resume', value=name) from e
     return back
 
 # %% ../../nbs/store/folder.ipynb #75965f38

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURN_ENDS', 'WIDE', 'LONG', 'trained', 'tokenise', 'Tokens', 'turn_ends', 'span', 'tokens_of', 'Encoder',
-           'encode_all', 'encode', 'runs']
+           'encode_all', 'encode']
 
 # %% ../../nbs/tokens/labels.ipynb #e73c9418
 from bisect import bisect_left, bisect_right
@@ -236,13 +236,3 @@ def encode(
     e = encode_all(tok, template, [messages], completion_only, roles)[0]
     if isinstance(e, str): raise QLoRAError(f'the template refuses this row: {e}', key='data.chat_template')
     return e
-
-# %% ../../nbs/tokens/labels.ipynb #824be7bd
-def runs(tok, ids, labels)->list: # (in the loss?, text) in order
-    "Stretches of trained and other tokens, special tokens visible"
-    stretches = []
-    for i,label in zip(ids, labels):
-        on = label!=-100
-        if not stretches or stretches[-1][0]!=on: stretches.append((on, []))
-        stretches[-1][1].append(i)
-    return [(on, tok.decode(part, skip_special_tokens=False)) for on,part in stretches]

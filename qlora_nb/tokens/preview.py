@@ -80,12 +80,9 @@ def figures(rows)->list: # An encoded set → (name, value)
     "The numbers of a set in words"
     at = batching.percentiles(rows.lengths)
     spread = f'median {at[50]:,}, p95 {at[95]:,}, p99 {at[99]:,}, longest {at[100]:,}'
-    trained = f'{rows.learned:,} of {rows.tokens:,} ({rows.learned/rows.tokens:.0%})'
-    template = f'{rows.template.name} ({rows.template.why})'
-    found = dict(rows=f'{len(rows):,} of {rows.rows:,}', form=rows.form, template=template)
-    found |= {'tokens per row': spread, 'trained tokens': trained}
-    found['trained end of sequence'] = f'in {rows.ended:,} of {len(rows):,} rows'
-    return list(found.items())
+    found = [('rows', f'{len(rows):,} of {rows.rows:,}'), ('form', rows.form)]
+    if rows.template: found.append(('template', f'{rows.template.name} ({rows.template.why})'))
+    return [*found, ('tokens per row', spread), *rows.task.figures(rows)]
 
 # %% ../../nbs/tokens/preview.ipynb #63ac2ce6
 def run_figures(data)->list: # (name, value)
@@ -104,7 +101,7 @@ def telling(rows)->list: # An encoded set → (why, number of the kept row)
     "Rows worth a look"
     kept = rows.kept
     picks = dict(first=0, longest=int(kept.argmax()), shortest=int(kept.argmin()))
-    if 'truncated' in rows.findings: picks['cut'] = int((kept==rows.cap).argmax())
+    if rows.findings.keys() & {'truncated', 'shortened'}: picks['cut'] = int((kept==rows.cap).argmax())
     if len(rows)>2: picks['from the middle'] = len(rows)//2
     seen = {}
     for why,i in picks.items(): seen.setdefault(i, []).append(why)
@@ -130,7 +127,7 @@ def set_html(rows)->str: # An encoded set → HTML
     picture = svg_lengths(rows.lengths, rows.cap)
     shown = telling(rows) # The first is open
     folds = [_fold(rows, why, i, (why, i)==shown[0]) for why,i in shown]
-    return ''.join([table, picture, _found_html(rows), html_notes(rows.said), lead, *folds])
+    return ''.join([table, picture, _found_html(rows), html_notes([*rows.said, *rows.task.counted(rows)]), lead, *folds])
 
 # %% ../../nbs/tokens/preview.ipynb #95d25549
 def data_html(data)->str: # HTML
@@ -144,7 +141,7 @@ def set_text(rows)->str: # An encoded set → lines of text
     "One set for a terminal"
     _,counts = batching.histogram(rows.lengths, rows.cap)
     lengths = f'lengths ▏{batching.blocks(counts)}▕ 0 to {max(rows.lengths):,} tokens'
-    found = [f'! {o}' for o in (*rows.findings.values(), *rows.said)]
+    found = [f'! {o}' for o in (*rows.findings.values(), *rows.said, *rows.task.counted(rows))]
     table = text_table(figures(rows), caption=f'{rows.name}: {rows.source}')
     return '\n'.join([table, lengths, *found, sample_text(*rows.sample(0))])
 

@@ -49,6 +49,7 @@ def figures(run)->list: # (name, value) in the order shown
     if eta(run) is not None: rows.append(('left', fmt_time(eta(run))))
     if run.losses: rows.append(('loss', f'{run.losses[-1][1]:.4f}'))
     if run.evals: rows.append(('validation loss', f'{run.evals[-1][1]:.4f}'))
+    rows += run.scored
     if run.lr is not None: rows.append(('learning rate', f'{run.lr:.3g}'))
     if run.grad_norm is not None: rows.append(('gradient norm', f'{run.grad_norm:.3g}'))
     if run.tokens_per_second: rows.append(('tokens/s', f'{run.tokens_per_second:,.0f}'))

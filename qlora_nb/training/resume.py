@@ -21,7 +21,8 @@ from ..render import Shown, html_table, text_table
 _ADAPTER = 'the adapter was trained on the other one'
 _ORDER = 'the order of the rows follows from it'
 _BASE = 'the base weights would be others'
-REFUSED = {'model': _ADAPTER, 'revision': _ADAPTER, 'method': 'the checkpoint holds what the other one trains',
+REFUSED = {'model': _ADAPTER, 'revision': _ADAPTER, 'task': 'the checkpoint was trained for the other one',
+    'method': 'the checkpoint holds what the other one trains',
     'training.seed': _ORDER, 'training.packing': _ORDER, 'training.train_sampling_strategy': _ORDER,
     'quantization.bits': _BASE, 'quantization.bnb_4bit_quant_type': _BASE, 'quantization.bnb_4bit_use_double_quant': _BASE}
 SCHEDULE = ('training.learning_rate', 'training.lr_scheduler_type', 'training.warmup_steps')
@@ -167,7 +168,7 @@ def compare(
     step:int # Of the checkpoint
 )->Changes:
     "What changed between a checkpoint and the run that is to resume from it"
-    before,today = was['resolved'],now['resolved']
+    before,today = dict(task='causal-lm') | was['resolved'],now['resolved'] # Older runs had no other task
     same_rows = was['data'].get('train')==now['data'].get('train')
     same_base = bool(was.get('weights')) and was['weights']==now.get('weights')
     data = _of_data(was['data'], now['data'], _causes(before, today))

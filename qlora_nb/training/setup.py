@@ -119,9 +119,8 @@ def trained_share(run)->float:
     rows,training = run.data.train,run.config.training
     if training.packing is True: return rows.learned/rows.tokens
     top = longest_rows(rows.kept, training.per_device_train_batch_size)
-    labels = rows.dataset[top]['labels']
-    trained = sum(label!=-100 for row in labels for label in row)
-    return trained/(len(top)*int(rows.kept[top[0]]))
+    trained = sum(rows.task.learns(rows.full[i]) for i in top)
+    return trained/(len(top)*rows.task.passes*int(rows.kept[top[0]]))
 
 def plan_run(run):
     "Plan the memory of a step on this device and these rows; without a plan the run goes ahead, with a note"
@@ -141,6 +140,7 @@ def collect(run, space):
     "Prepare the rows, plan the run for them, and keep a copy of them"
     run.tokenizer = load_tokenizer(run.config.model, run.config.revision, run.config.trust_remote_code)
     run.data = prepare(run.config, run.tokenizer, space | run.kept, run.folder)
+    run.config = run.config.with_(task=run.data.task.name)
     run.longest = int(max(run.data.train.kept))
     if run.config.training.train_sampling_strategy=='auto':
         run.config = run.config.with_(**{'training.train_sampling_strategy': run.data.sampling})
@@ -155,7 +155,8 @@ def collect(run, space):
 def check_changes(run, space=None):
     "Note what the result of the run depends on; for a run that is resumed, compare that with what was, and refuse or apply"
     rows,validation,config = run.data.train.dataset,run.data.validation,run.config
-    data = dict(train=fingerprint(rows), rows=len(rows), validation=validation and fingerprint(validation.dataset))
+    columns = tuple(run.data.task.columns)
+    data = dict(train=fingerprint(rows, columns), rows=len(rows), validation=validation and fingerprint(validation.dataset, columns))
     weights = weights_id(model_source(config.model), config.revision)
     run.facts |= dict(resolved=config.flat, fingerprint=config.fingerprint, versions=versions(), kinds=config.kinds, data=data,
         weights=weights, device=f'{run.device.kind}: {run.device.name}', compute=run.precision.compute, planned=run.memory.planned)
@@ -173,6 +174,8 @@ def take_up(run):
     write_whole(run.folder/'config.yaml', run.facts.pop('config'))
     write_about(run.folder, **run.facts, status='loading')
     run.losses,run.evals = curves(run.folder)
+    logs = [e for e in events(run.folder) if e['event']=='log']
+    run.scored = list({name: value for log in logs for name,value in run.data.task.shown(log)}.items())
     run.samples = [(e['step'], e['answers']) for e in events(run.folder) if e['event']=='sample']
     run.step,run.seconds_before = step,progress['seconds']
     run.started = time.monotonic()
@@ -203,7 +206,8 @@ def load_model(run):
     on_gpu = run.device.kind in ('cuda', 'rocm')
     with enough_memory(run, 'to load the base model'), meter(run.device) if on_gpu else nullcontext() as gauge:
         if gauge: gauge.phase('load')
-        base = load_base(run.config.model, run.config, run.device, run.precision.compute)
+        own = run.data.task,run.data.model_settings
+        base = load_base(run.config.model, run.config, run.device, run.precision.compute, *own)
     if gauge: run.memory.loading = gauge.phases['load']
     for rows in run.data.sets: check_ids(rows, base.get_input_embeddings().weight.shape[0])
     for note in base_notes(run.config, base): run.note(note)

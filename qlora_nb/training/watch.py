@@ -18,7 +18,6 @@ from ..methods.register import find_method
 from ..planning.bands import Pace, pace_key
 from ..planning.time import step_time
 from ..store.folder import write_about
-from ..tasks.generate import answers
 from .guard import longest_batch, not_a_number, preflight
 from .measure import against, beside, memory_now
 from .run import Abandoned, Cut, patch
@@ -102,7 +101,7 @@ def dead(
 )->list: # Names of parameters
     "Trainable tensors that the first step leaves without a gradient, so that they learn nothing"
     def silent(p): return p.grad is None or not bool(p.grad.any())
-    return [n for n,p in model.named_parameters() if p.requires_grad and trains(n, p) and silent(p)]
+    return [n for n,p in model.named_parameters() if p.requires_grad and (trains(n, p) or '.modules_to_save.' in n) and silent(p)]
 
 @patch
 @timed
@@ -118,7 +117,7 @@ def on_pre_optimizer_step(self:Watch, args, state, control, model=None, **kw):
 def tells(self:Watch, norm, seen)->bool:
     "Whether the gradients of a step can show that a tensor gets none: an overflow clips all to 0, and one position attends to itself alone"
     if norm is not None and not math.isfinite(float(norm)): return False
-    return any(bool((batch['labels'][:, 2:]!=-100).any()) for batch,_ in seen)
+    return any(self.run.data.task.tells(batch) for batch,_ in seen)
 
 # %% ../../nbs/training/watch.ipynb #3a927a68
 @patch
@@ -225,6 +224,7 @@ def on_log(self:Watch, args, state, control, logs=None, **kw):
         run.grad_norm = logs.get('grad_norm', run.grad_norm)
         run.tokens_per_second = logs['num_tokens']/self.busy if self.busy else None
     if 'loss' not in logs and 'eval_loss' not in logs: return
+    run.scored = list((dict(run.scored) | dict(run.data.task.shown(logs))).items())
     run.event('log', **{k: v for k,v in logs.items() if isinstance(v, (int, float))})
 
 @patch
@@ -270,6 +270,6 @@ def sample(run):
     if not tracking.sample_prompts or run.step%tracking.sample_steps: return
     prompts = run.data.prompts
     asked = [prompts.messages(text, '' if prompts.templated else None) for text in tracking.sample_prompts]
-    got = answers(run.trainer.model, run.tokenizer, run.data.template, asked)
+    got = run.data.task.answer(run.trainer.model, run.tokenizer, run.data.template, asked)
     run.samples.append((run.step, list(zip(tracking.sample_prompts, got))))
     run.event('sample', answers=run.samples[-1][1])

@@ -13,39 +13,10 @@ from IPython.core.magic import line_cell_magic, line_magic, magics_class, no_var
 from IPython.display import display
 from ..errors import QLoRAError
 from ..render import Shown, html_table, text_table
-from .arguments import argument, assigned, interrupts_noted, takes
+from ..interrupts import interrupts_noted
+from .arguments import argument, assigned, takes
 from .completion import line_options, matcher
-from .notebook import Notebook, named
-
-# %% ../../nbs/ui/magics.ipynb #b996848e
-def _architecture(model):
-    from qlora_nb.facts.models import find
-    try: return find(model, offline=True)
-    except QLoRAError: return None
-
-def _show_rows(config, space):
-    "One line for each source that is at hand: its form and its first row"
-    from qlora_nb.data.messages import Asked
-    from qlora_nb.data.names import training_names
-    from qlora_nb.data.rows import peek
-    data = config.data
-    if data.train is None or 'hub' in config.kinds['data.train']: return
-    names = training_names(data)
-    asked = Asked.of(data)
-    try: display(peek(names, space, asked, data.split))
-    except QLoRAError as e:
-        problem = e.errors[0]
-        raise config.error(problem.key or 'data.train', problem.message, problem.suggestion) from e
-
-# %% ../../nbs/ui/magics.ipynb #df5224c5
-def _priced(data, config):
-    from dataclasses import replace
-    from qlora_nb.planning.estimate import estimate
-    from qlora_nb.planning.planner import plan
-    try: job = plan(config).job
-    except QLoRAError: return data
-    def price(length): return estimate(replace(job, length=length)).tensors
-    return data.priced(price)
+from .notebook import Notebook, known_architecture, named, priced, show_rows
 
 # %% ../../nbs/ui/magics.ipynb #5cfc8c54
 class ConfigMagics(Notebook):
@@ -60,8 +31,8 @@ class ConfigMagics(Notebook):
         named(args.name)
         self.refused,space = True,self.shell.user_ns
         config = parse(f'%%qlora_config\n{cell}', defaults=self.settings(), namespace=space)
-        config = resolve(config, space, _architecture(config.model))
-        _show_rows(config, space)
+        config = resolve(config, space, known_architecture(config.model))
+        show_rows(config, space)
         self.config_cell,self.refused = config,False
         return self.assign(args.name, config)
 
@@ -80,7 +51,7 @@ class ConfigMagics(Notebook):
         with quiet():
             tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code)
             data = prepare(config, tokenizer, self.shell.user_ns)
-        data = self.assign(args.name, _priced(data, config))
+        data = self.assign(args.name, priced(data, config))
         if not args.browse: return data
         display(data)
         display(browse(data))
@@ -119,8 +90,8 @@ class PlanMagics(Notebook):
         from qlora_nb.ui.explorer import Explorer
         from qlora_nb.ui.panels import has_frontend
         if not has_frontend(): raise QLoRAError(NEEDS_NOTEBOOK, key='%qlora_plan')
-        config = planned.config.with_(**{'hardware.gpu': args.gpu}) if args.gpu else planned.config
-        Controls(Explorer(config, tokens=args.tokens, gpus=args.gpus, sharding=args.sharding))
+        config = planned.config.with_(**{'hardware.gpu': planned.device.name}) if args.gpu else planned.config
+        Controls(Explorer(config, tokens=args.tokens, gpus=planned.machine.gpus, sharding=planned.machine.sharding))
 
 # %% ../../nbs/ui/magics.ipynb #4c1d9e06
 NO_MAX_STEPS = '--max-steps is for a new run. A resumed run goes to its end, or until ■. To train longer: %qlora_train --resume {name} --extend 30'
@@ -136,19 +107,20 @@ class TrainMagics(Notebook):
         argument('--micro-batch', type=int, help='With --resume: rows per forward pass; the rows per step stay the same'))
     def qlora_train(self, args):
         "Train as the config says. Interrupt the kernel (■): the current step finishes and a checkpoint is saved."
-        from qlora_nb.training.start import start
-        from qlora_nb.ui.panels import run_panel
         named(args.name)
-        run = self.assign(args.name, self._new_or_old(args))
-        try:
-            with interrupts_noted() as interrupts:
-                run.shown = True
-                start(run, self.shell.user_ns, run_panel(args.background))
-        except BaseException:
-            run.lock.drop()
-            raise
+        with interrupts_noted() as interrupts:
+            run = self._begin(args)
+            if not args.background: return run.wait()
         if interrupts: run.stop('interrupt')
-        return run if args.background else run.wait()
+        return run
+
+    def _begin(self, args):
+        from qlora_nb.training.start import or_withdrawn, start
+        from qlora_nb.ui.panels import run_panel
+        run = self._new_or_old(args)
+        run.shown = True
+        with or_withdrawn(run): start(run, self.shell.user_ns, run_panel(args.background))
+        return self.assign(args.name, run)
 
     def _new_or_old(self, args):
         from qlora_nb.training.start import new_run, old_run
