@@ -73,7 +73,7 @@ _TEXT = '''
 _TABLES = '''
 & table{border-collapse:collapse;width:100%;font-size:13px;table-layout:auto;border:0;color:inherit}
 & :is(thead,tbody,tr){background:none}
-& :is(th,td){padding:5px 12px 5px 0;border:0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
+& :is(th,td){padding:5px 10px 5px 0;border:0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
  font-weight:400;line-height:1.5;
  background:none;color:inherit;white-space:normal;max-width:none}
 & thead th{font-size:12px;color:var(--dim);vertical-align:bottom;padding-top:0}
@@ -133,7 +133,7 @@ def variables(
     own = {**theme, 'ink': f"var(--jp-ui-font-color1,{theme['ink']})"}
     return ';'.join(f'--{name}:{value}' for name,value in own.items())
 
-# %% ../nbs/style.ipynb #b7c09752
+# %% ../nbs/style.ipynb #92207af8
 def _under(marks): return ','.join(f'{mark} .{ROOT}' for mark in marks)
 
 _LIGHT_MARKS = ('[data-jp-theme-light=true]', '.vscode-light', 'html[theme=light]')
@@ -147,7 +147,7 @@ def sheet()->str: # `<style>…</style>`
     rules = re.sub('&', f'.{ROOT}'*3, _TEXT+_TABLES+_BARS)
     return f'<style>{themes}{rules}</style>'
 
-# %% ../nbs/style.ipynb #eab1de58
+# %% ../nbs/style.ipynb #84fb898c
 def screen(
     *parts, # HTML
     style:bool=True # Whether the sheet comes with it
