@@ -25,6 +25,7 @@ from qlora_nb.render import fmt_bytes, text_table
 from qlora_nb.simulation.job import detect, make_job, stack
 from qlora_nb.simulation.run import run
 from qlora_nb.simulation.trace import trace
+from qlora_nb.tasks.causal_lm import CAUSAL_LM
 
 LIMIT = .015
 CPU = dict(device='cpu', optim='adamw_torch', lora_dropout=.05)
@@ -134,7 +135,7 @@ def own_trainer(job, base, data, tok, folder):
         'training.per_device_train_batch_size': job.batch, 'training.gradient_accumulation_steps': job.accumulation, 'training.gradient_checkpointing': job.checkpointing})
     run = Run(config, folder)
     run.device,run.precision,run.tokenizer = detect(),types.SimpleNamespace(compute='bfloat16', adapters='float32'),tok
-    run.data = types.SimpleNamespace(train=types.SimpleNamespace(dataset=data), validation=None, sampling='random')
+    run.data = types.SimpleNamespace(train=types.SimpleNamespace(dataset=data), validation=None, sampling='random', task=CAUSAL_LM, model_settings={})
     run.trainer = make_trainer(run, base)
     return run.trainer
 

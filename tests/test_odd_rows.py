@@ -293,7 +293,7 @@ def test_validation_columns_begin_as_the_prompts_of_training_do():
     for prompt in ('talk', '{talk}'):
         d = asked(prompt)
         assert [d.train.messages[0][0]['content'], d.validation.messages[0][0]['content']]==['Summarize the following text.\n\nd', 'Summarize the following text.\n\nd2']
-    assert d.validation.form=='your own template' and not any(o.startswith('validation: dialogue_summary') for o in d.notes)
+    assert d.validation.form.startswith('your own template') and not any(o.startswith('validation: dialogue_summary') for o in d.notes)
     assert asked('Shorten: {talk}').validation.messages[0][0]['content']=='Shorten: d2'
     assert asked('talk', prompt='{dialogue}', completion='summary').validation.messages[0][0]['content']=='d2'
 

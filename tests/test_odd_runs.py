@@ -1,9 +1,9 @@
 "Runs that somebody or something interferes with: each ends in one line that says what to do, and nothing that was saved is lost"
 import pytest, tiny
+from trl import SFTTrainer
 from qlora_nb.errors import QLoRAError
 from qlora_nb.store.checkpoints import PARTS, checkpoints, latest
 from qlora_nb.store.files import seal
-from qlora_nb.training import trainer
 from qlora_nb.training.start import resume, train
 from qlora_nb.ui.runs import runs
 from test_resume import ROWS, cell, final, stop
@@ -18,12 +18,12 @@ NEEDED = (*PARTS, 'adapter_model.safetensors')
 @pytest.mark.parametrize('name', NEEDED)
 def test_a_checkpoint_that_lacks_a_part_is_never_sealed(folder, tmp_path, monkeypatch, name):
     "The second one is not written whole: the run ends, and resumes from the first"
-    save = trainer.SFTTrainer._save_checkpoint
+    save = SFTTrainer._save_checkpoint
     def leaves_out(self, model, trial):
         save(self, model, trial)
         beside = self.run.folder/'.saving'/f'checkpoint-{self.state.global_step}'
         if self.state.global_step==4: (beside/name).unlink(missing_ok=True)
-    monkeypatch.setattr(trainer.SFTTrainer, '_save_checkpoint', leaves_out)
+    monkeypatch.setattr(SFTTrainer, '_save_checkpoint', leaves_out)
     if name=='progress.json': monkeypatch.setattr('qlora_nb.training.saving.PROGRESS', 'other.json')
     text = cell(folder, tmp_path, max_steps=6, save_steps=2)
     with pytest.raises(QLoRAError, match=r'the checkpoint of step \d could not be written: it lacks') as e: train(text, ROWS, name='run')

@@ -204,7 +204,7 @@ def test_the_compute_dtype_of_experts_is_that_of_the_model(checkpoint):
     with quiet(): config = experts_config(bnb_4bit_compute_dtype=torch.float32)
     assert config.load_in_4bit and loaded(checkpoint('mixtral')).model.layers[0].mlp.experts.down_proj.dtype==torch.float32
 
-FORMULA = ('mixtral', 'qwen3_moe', 'gpt_oss', 'smollm3', 'glm4', 'gemma3', 'qwen3_vl')
+FORMULA = ('mixtral', 'qwen3_moe', 'gpt_oss', 'smollm3', 'glm4', 'gemma3', 'qwen3_vl', 'llama4_text')
 
 @pytest.mark.parametrize('kind', FORMULA)
 def test_what_has_a_formula_is_planned_by_it(kind):
@@ -234,7 +234,7 @@ def test_before_is_the_true_base_where_the_start_changes_it(tmp_path, initial):
     with quiet(): model = LORA.attach(base, section, CAUSAL_LM)
     config = cell(bits='none')
     config.model,config.method,config.section = folder,'lora',section
-    run = tiny.ended(model=model, config=config, device=tiny.cpu(), precision=S(compute='float32'))
+    run = tiny.ended(model=model, config=config, device=tiny.cpu(), precision=S(compute='float32'), data=S(task=CAUSAL_LM, model_settings={}))
     with torch.no_grad(), model.disable_adapter(): off = (model(input_ids=ids).logits-wanted).abs().max().item()
     with torch.no_grad(), base_model(run) as shown: now = (shown(input_ids=ids).logits-wanted).abs().max().item()
     assert now==0 and (off>1e-3)==(initial is not True)
