@@ -34,8 +34,7 @@ def chance(
 def put_back(state):
     "Restore what `chance` gave"
     import numpy, torch
-    own = _of_gpu()
-    setters = random.setstate, numpy.random.set_state, torch.set_rng_state, own and own[1]
+    setters = random.setstate, numpy.random.set_state, torch.set_rng_state, (_of_gpu() or (None, None))[1]
     for restore,value in zip(setters, state):
         if value is not None: restore(value)
 
