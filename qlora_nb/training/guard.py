@@ -22,21 +22,21 @@ def _of_gpu(): # → how the random state of the GPU is read and set, or None
     if torch.backends.mps.is_available(): return torch.mps.get_rng_state, torch.mps.set_rng_state
     return None
 
-def chance(
-    cpu:bool=True # Those of the CPU too, not only of the GPU
-)->tuple: # None in place of a state that was not asked for, or is not there
+def chance()->tuple:
     "The random states of Python, NumPy, PyTorch and the GPU"
     import numpy, torch
     own = _of_gpu()
-    of_cpu = (random.getstate(), numpy.random.get_state(), torch.get_rng_state()) if cpu else (None, None, None)
-    return *of_cpu, own and own[0]()
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), own and own[0]()
 
 def put_back(state):
     "Restore what `chance` gave"
     import numpy, torch
-    setters = random.setstate, numpy.random.set_state, torch.set_rng_state, (_of_gpu() or (None, None))[1]
-    for restore,value in zip(setters, state):
-        if value is not None: restore(value)
+    python,of_numpy,of_torch = state[:3]
+    gpu = state[3]
+    random.setstate(python)
+    numpy.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
+    if gpu is not None: _of_gpu()[1](gpu)
 
 # %% ../../nbs/training/guard.ipynb #06b9a9af
 _spare = {} # (shape, dtype, number of the GPU) → buffers of managed memory that nothing uses
@@ -105,7 +105,7 @@ class Restore:
         self.metrics = {mode: dict(lists) for mode,lists in trainer._metrics.items()}
         self.tokens = trainer._total_train_tokens
         self.training = trainer.model.training
-        self.chance = trainer.draws.states()
+        self.chance = chance()
 
     def __exit__(self, *_):
         trainer = self.trainer
@@ -120,7 +120,7 @@ class Restore:
             trainer._metrics[mode].update(lists)
         trainer._total_train_tokens = self.tokens
         trainer.model.train(self.training)
-        if self.chance: put_back(self.chance)
+        put_back(self.chance)
 
 # %% ../../nbs/training/guard.ipynb #1f47c305
 def longest_rows(

@@ -11,7 +11,6 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 import torch
-from .draws import Draws, own_generator, put_back_after # Before TRL is imported
 from transformers import TrainerState, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.notebook import NotebookProgressCallback
@@ -23,7 +22,8 @@ from ..store.checkpoints import checkpoints, latest, step_of
 from ..store.folder import go_on, write_about
 from ..tasks.causal_lm import CAUSAL_LM
 from ..tasks.task import Task
-from .guard import curve_words, is_oom, oom_words, release, remedy, smaller
+from .draws import Draws, put_back_after
+from .guard import chance, curve_words, is_oom, oom_words, put_back, release, remedy, smaller
 from .guard import own_overrides, reuse_managed, set_aside
 from .loading import upcast_adapters
 from .resume import Changes
@@ -82,7 +82,7 @@ class ByLength:
 class Resuming:
     "From a checkpoint on, under rules that may have changed"
     def _load_rng_state(self, checkpoint):
-        "The random states of the checkpoint stay there: each step is seeded anew, and the generators are the notebook's"
+        super()._load_rng_state(checkpoint)
         if not self.progress.get('owed') or self.args.eval_strategy=='no': return
         self.progress = self.progress | dict(owed=False)
         self._evaluate(None, None)
@@ -138,9 +138,6 @@ class Trainer(Saving, Resuming):
         if data.sampling!='group_by_length': return super()._get_train_sampler(train_dataset)
         return ByLength(data.train.kept, training.per_device_train_batch_size*training.gradient_accumulation_steps, training.seed)
 
-    def get_train_dataloader(self): return own_generator(super().get_train_dataloader())
-    def get_eval_dataloader(self, eval_dataset=None): return own_generator(super().get_eval_dataloader(eval_dataset))
-
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
         if getattr(optimizer, 'is_paged', False): reuse_managed(optimizer)
@@ -156,10 +153,11 @@ class Trainer(Saving, Resuming):
         return loss
 
     def _evaluate(self, *args, **kw):
-        self.run.status = 'evaluating'
+        before,self.run.status = chance(),'evaluating'
         self.run.on_change()
         try: return super()._evaluate(*args, **kw)
         except Cut:
+            put_back(before)
             self._metrics['eval'].clear()
             self.owed = self.control.should_training_stop = self.control.should_save = True
         finally: self.run.status = 'stopping' if self.run._stop.is_set() else 'training'
@@ -247,6 +245,7 @@ def resize(run, micro:int, accumulation:int):
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.owed,run.memory.tried = False,None
     run.resumed = latest(run.folder)[0]
+    if run.resumed is None: set_seed(run.config.training.seed)
     run.changes = run.changes or Changes([])
     plan_run(run)
     write_about(run.folder, resolved=run.config.flat)
