@@ -191,7 +191,7 @@ def helps(p)->str: # e.g. ``training.gradient_checkpointing` true → false: 3.7
     if not p.cost.hours or p.verdict=='no': return ''
     now,safe = middle(p.cost.hours),[c for c in p.setting_changes if c.fit.verdict=='fits' and c.key!=KEYS['batch']]
     hours = {c: middle(p.cost_for(c.job).hours) for c in safe}
-    best = min(hours, key=hours.get, default=None)
+    best = min((name for name in hours if hours[name] is not None), key=hours.get, default=None)
     if best is None or hours[best]>(1-LEAST)*now: return ''
     return f'`{best.key}` {best.said}: {short(hours[best])} instead of {short(now)}'
 
